@@ -1,0 +1,81 @@
+"""Batch normalisation whose statistics can be kept to groups of examples."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over [B, H, W, C].
+
+    Under `jax.jit` a plain mean over the batch is a mean over all devices, whereas the networks of
+    the paper's time normalised on each core. `group_size` states that number of examples instead
+    of leaving it to the hardware: consecutive groups of `group_size` examples are normalised by
+    their own statistics, on any number of devices. None is the whole batch.
+
+    Statistics are computed and kept in float32 (float64 if `param_dtype` is). The variance is the
+    biased one, also in the running average, as in Flax. With groups, the running averages take the
+    mean over the groups.
+
+    Args:
+        features: C.
+        group_size: examples that share statistics in training; must divide B.
+        decay: of the running averages, running = decay * running + (1 - decay) * batch.
+        epsilon: added to the variance.
+        scale_init: initialiser of the scale.
+        dtype: of the result; None is the input's.
+        param_dtype: of scale and bias.
+        rngs: streams for the initialiser.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        group_size: int | None = None,
+        decay: float = 0.9,
+        epsilon: float = 1e-5,
+        scale_init: nnx.Initializer = nnx.initializers.ones,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if group_size is not None and group_size < 1:
+            raise ValueError(f"bn_group_size must be a positive integer or None, got {group_size}")
+        self.features = features
+        self.group_size = group_size
+        self.decay = decay
+        self.epsilon = epsilon
+        self.dtype = dtype
+        statistics_dtype = jnp.promote_types(param_dtype, jnp.float32)
+        self.scale = nnx.Param(scale_init(rngs.params(), (features,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((features,), param_dtype))
+        self.mean = nnx.BatchStat(jnp.zeros((features,), statistics_dtype))
+        self.var = nnx.BatchStat(jnp.ones((features,), statistics_dtype))
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """x [B, ..., C] -> [B, ..., C]; with `train` by batch statistics, which are recorded.
+
+        Raises:
+            ValueError: in training, if the group size does not divide B.
+        """
+        batch, channels = x.shape[0], x.shape[-1]
+        mean, var = self.mean[...], self.var[...]
+        group_size = (self.group_size or batch) if train else batch
+        if batch % group_size:
+            raise ValueError(f"bn_group_size {group_size} does not divide the batch of {batch}")
+        # [G, group, pixels, C]: one row of statistics for each group.
+        grouped = x.reshape(batch // group_size, group_size, -1, channels).astype(mean.dtype)
+        if train:
+            group_mean = grouped.mean(axis=(1, 2), keepdims=True)
+            group_var = jnp.square(grouped - group_mean).mean(axis=(1, 2), keepdims=True)
+            self.mean[...] = self.decay * mean + (1 - self.decay) * group_mean.mean(axis=(0, 1, 2))
+            self.var[...] = self.decay * var + (1 - self.decay) * group_var.mean(axis=(0, 1, 2))
+        else:
+            group_mean, group_var = (s.reshape(1, 1, 1, channels) for s in (mean, var))
+        scale, bias = (
+            p[...].astype(mean.dtype).reshape(1, 1, 1, channels) for p in (self.scale, self.bias)
+        )
+        y = (grouped - group_mean) * (scale * jax.lax.rsqrt(group_var + self.epsilon)) + bias
+        return y.reshape(x.shape).astype(self.dtype or x.dtype)
