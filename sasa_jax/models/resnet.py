@@ -82,7 +82,8 @@ class Bottleneck(nnx.Module):
             else:
                 y = self.spatial(y)
             if self.stride == 2:
-                y = nnx.avg_pool(y, (2, 2), strides=(2, 2))
+                batch, height, width, features = y.shape
+                y = y.reshape(batch, height // 2, 2, width // 2, 2, features).mean(axis=(2, 4))
         else:
             y = self.spatial(y)
         y = nnx.relu(self.bn2(y, train=train))
