@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.typing import Dtype
 
@@ -251,7 +252,7 @@ class ResNet(nnx.Module):
                 if weights is not None:
                     attention[f"group{group}/block{index}"] = weights
         logits = self.classifier(x.mean(axis=(1, 2)))
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        logits = logits.astype(np.promote_types(logits.dtype, jnp.float32))
         return (logits, attention) if return_attention else logits
 
     def _check(self, images: jax.Array) -> None:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.typing import Dtype
 
@@ -48,7 +49,7 @@ class BatchNorm(nnx.Module):
         self.decay = decay
         self.epsilon = epsilon
         self.dtype = dtype
-        statistics_dtype = jnp.promote_types(param_dtype, jnp.float32)
+        statistics_dtype = np.promote_types(param_dtype, jnp.float32)
         self.scale = nnx.Param(scale_init(rngs.params(), (features,), param_dtype))
         self.bias = nnx.Param(jnp.zeros((features,), param_dtype))
         self.mean = nnx.BatchStat(jnp.zeros((features,), statistics_dtype))

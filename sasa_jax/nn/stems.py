@@ -172,7 +172,7 @@ class AttentionStem(nnx.Module):
         query = self.query.kernel[...].reshape(per_head)
         key = self.key.kernel[...].reshape(per_head)
         content = jnp.einsum("cnd,end->nce", query, key).astype(blocks.dtype)
-        accumulator = jnp.promote_types(blocks.dtype, jnp.float32)
+        accumulator = np.promote_types(blocks.dtype, jnp.float32)
         content_query = jnp.einsum("bpqic,nce->bpqnie", blocks, content)
         logits = jnp.einsum(
             "bpqnie,bpqje->bpqnij", content_query, blocks, preferred_element_type=accumulator
