@@ -1,0 +1,43 @@
+# Two commands on a fresh machine with Python and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+# The newest supported Python at hand: on the PATH, or among pyenv's.
+NEWEST_PYTHON ?= $(shell for p in python3.13 python3.12 $(HOME)/.pyenv/versions/3.13.*/bin/python3 \
+	$(HOME)/.pyenv/versions/3.12.*/bin/python3; do $$p -c "" 2>/dev/null && echo $$p && break; done)
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+PYTEST = $(VENV)/bin/python -m pytest -n auto
+
+.PHONY: demo test test-all test-newest lint clean
+
+demo: $(VENV)/installed
+	$(VENV)/bin/python main.py --config=configs/digits.py --workdir=runs/digits
+
+test: $(VENV)/installed-test lint
+	@$(VENV)/bin/python tests/versions.py
+	$(PYTEST) -m "not slow"
+
+# Also the tests that take minutes each.
+test-all: $(VENV)/installed-test lint
+	@$(VENV)/bin/python tests/versions.py
+	$(PYTEST)
+
+# The same on the newest Python and JAX; PyTorch's parity runs where PyTorch is pinned (3.11).
+test-newest:
+	@test -n "$(NEWEST_PYTHON)" || { echo "no Python 3.12 or 3.13 found: set NEWEST_PYTHON"; exit 1; }
+	$(MAKE) test PYTHON="$(NEWEST_PYTHON)" VENV=.venv-newest
+
+lint: $(VENV)/installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:
+	rm -rf .venv .venv-newest build *.egg-info
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) --editable ".[test]"
+	@touch $@
