@@ -1,0 +1,48 @@
+"""Full attention on scikit-learn's handwritten digits: the demonstration.
+
+    python main.py --config=configs/digits.py --workdir=runs/digits
+
+Hardware: 2 CPU cores. Time: not measured. Expected: not measured.
+
+The data is prepared on first use, without network. The last 360 images are the test set; they are
+by other writers than most of the training images. Settings are to be chosen on the last part of
+the training images, never on the test set:
+    --config.data.train_split='train[:1200]' --config.data.eval_split='train[1200:]'
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config() -> ConfigDict:
+    config = common.base_config()
+    config.model = common.model(
+        "sa_resnet26",
+        blocks=(2, 2),
+        width=0.5,  # 32 channels in the stem and the first group
+        num_heads=4,
+    )
+    config.model.attention_groups = (1, 2)
+
+    config.data.name = "digits"
+    config.data.train_split = "train"
+    config.data.eval_split = "test"
+    config.data.image_size = 32
+    config.data.threads = 2
+    config.data.augmentation = common.augmentation("shift_rotate", shift=3.0, rotation=12.0)
+
+    config.total_epochs = 60.0
+    config.warmup_epochs = 2.0
+    config.batch_size = 32
+    config.eval_batch_size = 120
+    config.learning_rate = 0.3
+    config.clip_norm = 1.0
+    config.weight_decay = 1e-4
+    config.label_smoothing = 0.1
+    config.average_decay = 0.99
+
+    config.log_every = 100
+    config.eval_every = 500
+    config.checkpoint_every = 500
+    return config

@@ -1,0 +1,210 @@
+"""Trains, evaluates or inspects one experiment.
+
+    python main.py --config=configs/digits.py --workdir=runs/digits [--mode=MODE] [--config.KEY=...]
+
+Modes:
+    train    from the newest checkpoint in workdir, if there is one; the same command resumes
+    eval     scores the newest checkpoint
+    dry_run  everything but the step: tables, shapes, memory; leaves workdir alone
+    digest   prints one SHA-256 over the newest checkpoint's state
+
+Exit codes: 0 done; 2 refused, with what to do about it on stderr; 130 or 143 stopped by Ctrl-C or
+SIGTERM, after saving; 1 anything else. `--verbosity=1` shows the traceback of a refusal.
+"""
+
+import functools
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import flax
+import jax
+from absl import app, flags, logging
+from clu import parameter_overview
+from ml_collections import config_flags
+
+from sasa_jax import training
+from sasa_jax.analysis import count, format_table, save_attention_figure
+from sasa_jax.tasks import Classification
+from sasa_jax.tasks.classification_data import open_data
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; configs/digits.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<name of the config>.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "dry_run", "digest"], "What to do.")
+
+
+def main(argv: list[str]) -> None:
+    if not logging.level_debug():
+        logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes.
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
+        workdir = Path(_WORKDIR.value or _default_workdir())
+        if _MODE.value == "digest":
+            print(training.saved_digest(workdir))
+            return
+        config = _CONFIG.value.to_dict()
+        task, plan = _prepare(config, workdir)
+    except (ValueError, TypeError, OSError) as error:
+        _refuse(error)
+
+    if jax.process_index() == 0:
+        print(_first_screen(task, config, plan, workdir), flush=True)
+    try:
+        match _MODE.value:
+            case "dry_run":
+                print(_dry_run(task, config, plan))
+                return
+            case "eval":
+                results = training.evaluate(task, config, plan, workdir)
+            case "train":
+                picture = functools.partial(_draw_attention, task, workdir)
+                results = training.train(task, config, plan, workdir, picture)
+    except training.WorkdirError as error:
+        _refuse(error)
+    except training.Interrupted as stop:
+        print(stop)
+        sys.exit(stop.exit_code)
+    except KeyboardInterrupt:
+        print("stopped before the first step")
+        sys.exit(130)
+    if jax.process_index() == 0:
+        print(task.headline(results))
+
+
+def _prepare(config: dict[str, Any], workdir: Path) -> tuple[Classification, training.Plan]:
+    """All that can be refused is refused here: before any compilation."""
+    dry_run = _MODE.value == "dry_run"
+    training.check_division(config["batch_size"], config["accumulation_steps"], jax.device_count())
+    if _MODE.value == "train":
+        _check_writable(workdir)
+    if _MODE.value == "eval":
+        training.check_saved(workdir)
+    task = Classification(config, open_data(config, allow_absent=dry_run))
+    return task, training.make_plan(config, task.train_size)
+
+
+def _check_writable(workdir: Path) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=workdir).close()
+    except OSError as error:
+        raise ValueError(
+            f"--workdir {workdir} cannot be written to ({error.strerror}): name another folder"
+        ) from error
+
+
+def _first_screen(
+    task: Classification, config: dict[str, Any], plan: training.Plan, workdir: Path
+) -> str:
+    devices, data, model = jax.devices(), config["data"], config["model"]
+    size, batch = data["image_size"], config["batch_size"]
+    saved = training.saved_step(workdir)
+    counts = count(task.build_model, size)
+    lines = {
+        "devices": f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()}), "
+        f"{jax.process_count()} process; mesh: data={len(devices)}",
+        "versions": f"Python {platform.python_version()}, jax {jax.__version__}, "
+        f"flax {flax.__version__}",
+        "train data": task.data.train.description,
+        "eval data": task.data.evaluation.description,
+        "images": f"{size}x{size}, augmentation {data['augmentation']['kind']}",
+        "steps": f"{plan.total_steps:,} ({plan.epochs:.1f} epochs), warm-up {plan.warmup_steps:,}",
+        "batch": f"{batch}, {batch // len(devices)} a device"
+        + f", in {config['accumulation_steps']} micro-batches" * (config["accumulation_steps"] > 1),
+        "learning rate": f"{plan.learning_rate:g} at its peak"
+        + f" = {config['learning_rate']:g} x {batch} / {config['reference_batch_size']}"
+        * (config["reference_batch_size"] is not None),
+        "precision": f"{model['dtype'] or 'float32'} computation; "
+        f"{model['param_dtype'] or 'float32'} parameters; float32 statistics, softmax and loss",
+        "workdir": f"{workdir}" + (f", holds step {saved}" if saved else ""),
+    }
+    text = [f"{name:14} {line}" for name, line in lines.items()]
+    if task.data.missing:
+        text.append(f"data: not found here. {task.data.missing}")
+    text += ["", f"{model['name']}, one image of {size}x{size}:", format_table(counts)]
+    return "\n".join([*text, ""])
+
+
+def _dry_run(task: Classification, config: dict[str, Any], plan: training.Plan) -> str:
+    mesh = training.data_mesh()
+    with jax.set_mesh(mesh):
+        program = training.make_program(task, config, plan, mesh)
+        begin = time.perf_counter()
+        compiled = program.step.lower(program.state, program.batch).compile()
+    seconds = time.perf_counter() - begin
+    overview = parameter_overview.get_parameter_overview(program.state.params, include_stats=False)
+    memory = training.step_memory(compiled)
+    text = [overview, "", f"compiled the training step in {seconds:.1f} s"]
+    if memory is not None:
+        text.append(
+            f"memory of one step on each device, as XLA plans it for {jax.default_backend()}: "
+            f"{memory.total / 2**20:,.0f} MiB = {memory.arguments / 2**20:,.0f} state and batch + "
+            f"{memory.temporaries / 2**20:,.0f} activations and other temporaries + "
+            f"{memory.new_outputs / 2**20:,.0f} new results"
+        )
+    stem_relative = task.stem_relative_parameters()
+    if stem_relative:
+        parameters = sum(x.size for x in jax.tree.leaves(program.state.params))
+        text.append(
+            f"{parameters:,} parameters = {parameters - stem_relative:,} + {stem_relative} of the "
+            "relative term in the stem's logits, which the paper's appendix does not write but its "
+            "FLOPS need; without it: --config.model.stem_relative=False"
+        )
+    return "\n".join([*text, "dry run: no step was taken"])
+
+
+def _draw_attention(
+    task: Classification, workdir: Path, state: training.TrainState, writers: training.Writers
+) -> None:
+    """attention.png: the averaged network's attention on one image of the evaluation split."""
+    image, label, guess, attention = task.attention(state.averages)
+    if not attention or jax.process_index():
+        return
+    path = workdir / "attention.png"
+    names = task.data.evaluation.class_names
+    title = f"label {names[label]}, network says {names[guess]}"
+    save_attention_figure(path, image, attention, title=title)
+    print(f"attention maps: {path}")
+
+
+def _default_workdir() -> str:
+    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
+    return f"runs/{Path(config_file.replace('.py:', '_')).stem}"
+
+
+def _refuse(error: Exception) -> NoReturn:
+    if logging.level_debug():
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """As absl does, but a wrong config or key is one line like every other refusal."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, OSError) as error:
+        if "--verbosity=1" in argv:
+            raise
+        reason: BaseException = error
+        while "Error whilst parsing config file" in str(reason) and reason.__context__:
+            reason = reason.__context__
+        print(f"error: {' '.join(str(reason.args[0]).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _config_first(argv: list[str]) -> list[str]:
+    """The arguments with --config, or its default, before the overrides of its keys."""
+    name, *rest = argv
+    default = f"--config={Path(__file__).parent / 'configs' / 'digits.py'}"
+    chosen = [arg for arg in rest if arg.startswith("--config=")] or [default]
+    return [name, *chosen, *(arg for arg in rest if arg not in chosen)]
+
+
+if __name__ == "__main__":
+    sys.argv = _config_first(sys.argv)  # config_flags reads them there
+    app.run(main, flags_parser=_parse_flags)

@@ -1,0 +1,14 @@
+"""Accounting of parameters and FLOPS, the paper's tables, pictures of attention."""
+
+from sasa_jax.analysis.attention_maps import attention_figure, save_attention_figure
+from sasa_jax.analysis.flops import Counts, Flops, LayerCount, count, format_table
+
+__all__ = [
+    "Counts",
+    "Flops",
+    "LayerCount",
+    "attention_figure",
+    "count",
+    "format_table",
+    "save_attention_figure",
+]

@@ -1,0 +1,159 @@
+"""The public functions: checks, choice of implementation, several devices."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from sasa_jax.ops.local_attention import definition
+from sasa_jax.ops.local_attention.checks import checked, nearest
+from sasa_jax.ops.local_attention.contract import Implementation, Inputs, Options, Problem
+from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS
+
+
+def local_attention(
+    query: jax.Array,
+    key: jax.Array | None,
+    value: jax.Array,
+    row_embedding: jax.Array | None = None,
+    column_embedding: jax.Array | None = None,
+    *,
+    window: int = 7,
+    boundary: str = "zero",
+    scale: float | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Attention of every pixel over the K x K window around it (section 3.2, equations 2 and 3).
+
+        y_ij = sum_{(a, b) in window of ij} softmax_ab(scale (q_ij . k_ab + q_ij . r_{a-i, b-j})) v_ab
+
+    with r_{a-i, b-j} = concat(row_embedding[a-i], column_embedding[b-j]), for each head apart.
+    Projections are the caller's. Logits and softmax are float32, float64 for float64 inputs.
+
+    Args:
+      query: [B, H, W, N, D], float32, float64, bfloat16 or float16.
+      key: as query; or None for attention by position alone (table 6), which needs the embeddings.
+      value: as query.
+      row_embedding: [K, D/2], or [K, N, D/2] for one table per head; same dtype. Index t stands for
+        a key t - K//2 rows below its query. None, with column_embedding, for no position term.
+      column_embedding: the same for columns, key t - K//2 columns to the right.
+      window: K, odd; may be larger than the map.
+      boundary: "zero": slots outside the image have key 0 and value 0 and stay in the softmax, as
+        zero padding before projections without bias gives. "mask": they get no probability.
+      scale: multiplies the logits; None for 1, as in the paper.
+      implementation: one of "definition", "halo", "dense"; None for the best at hand.
+
+    Returns:
+      [B, H, W, N, D] in the inputs' dtype. Reverse-mode differentiation once; forward mode and
+      second derivatives with "definition" only.
+
+    Under a context mesh (`jax.set_mesh`) whose axes are all Auto and whose size divides B, each
+    device attends to its own images; gradients of the embeddings are summed.
+
+    Raises:
+      TypeError: not an array, a dtype that is not supported or not the query's, a window or scale
+        that is not a number.
+      ValueError: wrong shape, even window, odd head dimension with embeddings, one embedding
+        without the other, neither key nor embeddings, unknown boundary or implementation.
+      NotImplementedError: the implementation named cannot run this problem.
+    """
+    inputs = Inputs(query, key, value, row_embedding, column_embedding)
+    inputs, options = checked(inputs, window=window, boundary=boundary, scale=scale)
+    mesh = _batch_mesh(inputs.query.shape[0])
+    devices = 1 if mesh is None else mesh.size
+    chosen = _choose(implementation, _problem(inputs, options, devices))
+
+    def attend(inputs: Inputs) -> jax.Array:
+        return chosen.attend(options, _equally_varying(inputs))
+
+    if mesh is None:
+        return attend(inputs)
+    images, table = P(mesh.axis_names), P()
+    specs = Inputs(images, images, images, table, table)
+    specs = Inputs(*(None if x is None else s for x, s in zip(inputs, specs, strict=True)))
+    return jax.shard_map(attend, mesh=mesh, in_specs=(specs,), out_specs=images)(inputs)
+
+
+def local_attention_weights(
+    query: jax.Array,
+    key: jax.Array | None,
+    row_embedding: jax.Array | None = None,
+    column_embedding: jax.Array | None = None,
+    *,
+    window: int = 7,
+    boundary: str = "zero",
+    scale: float | None = None,
+) -> jax.Array:
+    """The attention maps of `local_attention`, for looking at: they take K^2 numbers a pixel.
+
+    Returns:
+      [B, H, W, N, K, K], float32 (float64 for float64 inputs), summing to 1 over the last two axes.
+      Entry [..., r, c] belongs to the key r - K//2 rows below and c - K//2 columns right of its
+      query. Slots outside the image hold what the softmax gives them: exactly 0 with "mask".
+
+    Arguments and errors are those of `local_attention`.
+    """
+    inputs = Inputs(query, key, query, row_embedding, column_embedding)
+    inputs, options = checked(inputs, window=window, boundary=boundary, scale=scale)
+    return definition.attention_weights(options, inputs)
+
+
+def _choose(name: str | None, problem: Problem) -> Implementation:
+    if name is None:
+        return next(
+            candidate
+            for candidate in IMPLEMENTATIONS.values()
+            if candidate.refuses(problem) is None and candidate.suits(problem)
+        )
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation: got {name!r}, expected None or one of "
+            f"{list(IMPLEMENTATIONS)}{nearest(name, IMPLEMENTATIONS)}"
+        )
+    reason = IMPLEMENTATIONS[name].refuses(problem)
+    if reason is not None:
+        raise NotImplementedError(
+            f"implementation {name!r} cannot run this: {reason}. "
+            "implementation=None takes one that can."
+        )
+    return IMPLEMENTATIONS[name]
+
+
+def _problem(inputs: Inputs, options: Options, devices: int) -> Problem:
+    batch, *rest = inputs.query.shape
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return Problem(
+        platform=jax.default_backend() if device is None else device.platform,
+        dtype=inputs.query.dtype,
+        shape=(batch // devices, *rest),
+        options=options,
+    )
+
+
+def _batch_mesh(batch: int) -> jax.sharding.AbstractMesh | None:
+    """The context mesh if the batch can be spread over it; the loops over images then stay local."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or batch % mesh.size:
+        return None
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):  # Manual: inside a shard_map already
+        return None
+    return mesh
+
+
+def _equally_varying(inputs: Inputs) -> Inputs:
+    """Marks every input as varying over the mesh axes that any of them varies over.
+
+    Within a shard_map the replicated tables' gradients differ per device: the mark makes JAX sum
+    them.
+    """
+
+    def varying(x: jax.Array) -> frozenset[str]:
+        return jax.typeof(x).manual_axis_type.varying
+
+    axes = frozenset().union(*map(varying, jax.tree.leaves(inputs)))
+
+    def vary(x: jax.Array) -> jax.Array:
+        missing = tuple(sorted(axes - varying(x)))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(vary, inputs)

@@ -1,0 +1,90 @@
+"""What an implementation of local attention is, and the gradient they share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclass(frozen=True)
+class Options:
+    """The static arguments of one call, checked and with defaults filled in."""
+
+    window: int  # K, odd
+    boundary: str  # "zero" or "mask"
+    scale: float  # multiplies the whole logit
+
+
+class Inputs(NamedTuple):
+    """The array arguments of one call.
+
+    query, key, value: [B, H, W, N, D]; key may be None.
+    row_embedding, column_embedding: [K, D/2] or [K, N, D/2]; None together.
+    """
+
+    query: jax.Array
+    key: jax.Array | None
+    value: jax.Array
+    row_embedding: jax.Array | None
+    column_embedding: jax.Array | None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an implementation may look at to say whether it can or should run."""
+
+    platform: str  # "cpu", "gpu" or "tpu"
+    dtype: jnp.dtype
+    shape: tuple[int, int, int, int, int]  # B, H, W, N, D on one device
+    options: Options
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute local attention.
+
+    attend: maps (options, inputs) to the output [B, H, W, N, D] and can be differentiated.
+    refuses: says why it cannot run a problem, or None when it can.
+    suits: says whether it is the one to take when the caller names none.
+    """
+
+    attend: Callable[[Options, Inputs], jax.Array]
+    refuses: Callable[[Problem], str | None] = lambda problem: None
+    suits: Callable[[Problem], bool] = lambda problem: True
+
+
+Forward = Callable[[Options, Inputs], tuple[jax.Array, jax.Array]]
+Backward = Callable[[Options, Inputs, jax.Array, jax.Array, jax.Array], Inputs]
+
+
+def differentiable(forward: Forward, backward: Backward) -> Callable[[Options, Inputs], jax.Array]:
+    """Joins a forward and a backward pass into a function that reverse mode can differentiate.
+
+    Between the passes live the inputs, the output and one number per query and head, so memory
+    grows with the map and not with the window.
+
+    Args:
+      forward: (options, inputs) -> (output, log_sum_exp); log_sum_exp [B, H, W, N], float32 (float64
+        for float64 inputs), over all slots that the softmax sees.
+      backward: (options, inputs, output, log_sum_exp, output_cotangent) -> the inputs' cotangents,
+        in the inputs' dtypes, None where the input is None.
+
+    The result has no forward mode and no second derivatives: custom_vjp gives neither.
+    """
+
+    @partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def attend(options: Options, inputs: Inputs) -> jax.Array:
+        return forward(options, inputs)[0]
+
+    def attend_forward(options: Options, inputs: Inputs):
+        output, log_sum_exp = forward(options, inputs)
+        return output, (inputs, output, log_sum_exp)
+
+    def attend_backward(options: Options, saved, cotangent: jax.Array):
+        return (backward(options, *saved, cotangent),)
+
+    attend.defvjp(attend_forward, attend_backward)
+    return attend

@@ -1,0 +1,98 @@
+"""Every query against every pixel: the fast form for maps not much larger than the window.
+
+No rim is copied. Slots outside the image have no key here; with the boundary "zero" their share of
+the softmax has a closed form, because their logits q_row . row + q_col . col are a sum of a row's
+and a column's part:
+
+    sum over outside slots = rows outside x all columns + rows inside x columns outside,
+
+each factor a sum of K exponentials. All terms are positive: nothing cancels, as it would if the
+inside were taken off the whole.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from sasa_jax.ops.local_attention import blocks as core
+from sasa_jax.ops.local_attention.blocks import Blocks
+from sasa_jax.ops.local_attention.chunks import chunk_size, map_backward, map_forward
+from sasa_jax.ops.local_attention.contract import Inputs, Options, differentiable
+from sasa_jax.ops.local_attention.definition import softmax_dtype
+
+
+def forward(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+    height, width = inputs.query.shape[1:3]
+
+    def chunk(inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+        output, log_sum_exp = core.forward(_cut(options, inputs))
+        log_sum_exp = _image(log_sum_exp[..., None], height, width)[..., 0]
+        return _image(output, height, width), log_sum_exp
+
+    return map_forward(chunk, _chunk_size(inputs), inputs)
+
+
+def backward(
+    options: Options,
+    inputs: Inputs,
+    output: jax.Array,
+    log_sum_exp: jax.Array,
+    cotangent: jax.Array,
+) -> Inputs:
+    def chunk(inputs: Inputs, *images: jax.Array) -> Inputs:
+        blocks, uncut = jax.vjp(partial(_cut, options), inputs)
+        output, log_sum_exp, cotangent = map(_flat, images)
+        return uncut(core.backward(blocks, output, log_sum_exp[..., 0], cotangent))[0]
+
+    size = _chunk_size(inputs)
+    return map_backward(chunk, size, inputs, output, log_sum_exp[..., None], cotangent)
+
+
+dense = differentiable(forward, backward)
+
+
+def _chunk_size(inputs: Inputs) -> int:
+    batch, height, width, heads, _ = inputs.query.shape
+    itemsize = softmax_dtype(inputs.query.dtype).itemsize
+    return chunk_size(batch, (height * width) ** 2 * heads * itemsize)
+
+
+def _cut(options: Options, inputs: Inputs) -> Blocks:
+    """One block an image and head, over the axes (B, N)."""
+    query = inputs.query * options.scale
+    batch, height, width, heads, _ = query.shape
+    rows, columns = (x.transpose(0, 3, 1, 2, 4) for x in core.relative_logits(options, inputs))
+    # Keys stand at -K//2 to H - 1 + K//2, so beyond the image too.
+    rows = core.skew(rows.swapaxes(-2, -3)).swapaxes(-2, -3)  # [B, N, H, W, H + K - 1]
+    columns = core.skew(columns)
+    reach = options.window // 2
+    inside_rows = rows[..., reach : reach + height]
+    inside_columns = columns[..., reach : reach + width]
+    padding = None
+    if options.boundary == "zero" and reach:
+        outside_rows = jnp.concatenate([rows[..., :reach], rows[..., reach + height :]], axis=-1)
+        outside_columns = jnp.concatenate(
+            [columns[..., :reach], columns[..., reach + width :]], axis=-1
+        )
+        lse = partial(jax.nn.logsumexp, axis=-1)
+        padding = jnp.logaddexp(
+            lse(outside_rows) + lse(columns), lse(inside_rows) + lse(outside_columns)
+        )
+    key, value = (
+        None if x is None else _flat(x).swapaxes(-1, -2)
+        for x in (inputs.key, inputs.value)
+    )
+    return Blocks(_flat(query), key, value, inside_rows, inside_columns, padding)
+
+
+def _flat(image: jax.Array) -> jax.Array:
+    """[B, H, W, N, D] to [B, N, H*W, D]."""
+    batch, height, width, heads, dim = image.shape
+    return image.transpose(0, 3, 1, 2, 4).reshape(batch, heads, height * width, dim)
+
+
+def _image(flat: jax.Array, height: int, width: int) -> jax.Array:
+    """The inverse of `_flat`."""
+    batch, heads, _, dim = flat.shape
+    return flat.reshape(batch, heads, height, width, dim).transpose(0, 2, 3, 1, 4)

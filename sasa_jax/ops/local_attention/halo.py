@@ -1,0 +1,153 @@
+"""Block and halo: tiles of queries, each with its keys and a rim of K//2 around them.
+
+Plain matrix products, so it runs everywhere. A tile of 4x4 queries meets 10x10 keys for a 7x7
+window; what lies outside a query's window gets weight 0. The window's rim is copied, once for all
+queries of a tile; logits exist for one chunk of images at a time.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sasa_jax.ops.local_attention import blocks as core
+from sasa_jax.ops.local_attention.blocks import OUTSIDE, Blocks
+from sasa_jax.ops.local_attention.chunks import chunk_size, map_backward, map_forward
+from sasa_jax.ops.local_attention.contract import Inputs, Options, differentiable
+from sasa_jax.ops.local_attention.definition import softmax_dtype
+
+
+def forward(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+    tile = _tile(options, inputs)
+    height, width = inputs.query.shape[1:3]
+
+    def chunk(inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+        output, log_sum_exp = core.forward(_cut(options, tile, inputs))
+        log_sum_exp = _untile(log_sum_exp[..., None], tile, height, width)[..., 0]
+        return _untile(output, tile, height, width), log_sum_exp
+
+    return map_forward(chunk, _chunk_size(options, inputs, tile), inputs)
+
+
+def backward(
+    options: Options,
+    inputs: Inputs,
+    output: jax.Array,
+    log_sum_exp: jax.Array,
+    cotangent: jax.Array,
+) -> Inputs:
+    tile = _tile(options, inputs)
+
+    def chunk(inputs: Inputs, *images: jax.Array) -> Inputs:
+        # The cut is copying and small products: JAX knows its transpose.
+        blocks, uncut = jax.vjp(partial(_cut, options, tile), inputs)
+        output, log_sum_exp, cotangent = (_tile_queries(x, tile) for x in images)
+        return uncut(core.backward(blocks, output, log_sum_exp[..., 0], cotangent))[0]
+
+    size = _chunk_size(options, inputs, tile)
+    return map_backward(chunk, size, inputs, output, log_sum_exp[..., None], cotangent)
+
+
+halo = differentiable(forward, backward)
+
+
+def _tile(options: Options, inputs: Inputs) -> tuple[int, int]:
+    """Rows and columns of a tile: little wasted on rims and ragged edges, yet few tiles.
+
+    The cost of a tile: its logits, and an overhead worth about 500 of them (measured on CPU).
+    """
+    height, width = inputs.query.shape[1:3]
+
+    def cost(tile: tuple[int, int]) -> int:
+        rows, columns = tile
+        logits = rows * columns * (rows + options.window - 1) * (columns + options.window - 1)
+        return -(-height // rows) * -(-width // columns) * (logits + 500)
+
+    sides = range(1, 9)
+    return min(((r, c) for r in sides if r <= height for c in sides if c <= width), key=cost)
+
+
+def _chunk_size(options: Options, inputs: Inputs, tile: tuple[int, int]) -> int:
+    batch, height, width, heads, _ = inputs.query.shape
+    keys = (tile[0] + options.window - 1) * (tile[1] + options.window - 1)
+    itemsize = softmax_dtype(inputs.query.dtype).itemsize
+    return chunk_size(batch, height * width * heads * keys * itemsize)
+
+
+def _cut(options: Options, tile: tuple[int, int], inputs: Inputs) -> Blocks:
+    """Blocks over the axes (B, tile rows, tile columns, N)."""
+    height, width = inputs.query.shape[1:3]
+    query = inputs.query * options.scale
+    rows, columns = (
+        _tile_queries(x, tile).reshape(*_grid(x, tile), *tile, options.window)
+        for x in core.relative_logits(options, inputs)
+    )
+    rows = core.skew(rows.swapaxes(-2, -3)).swapaxes(-2, -3)
+    columns = core.skew(columns)
+    if options.boundary == "mask":
+        outside_rows = _outside(height, tile[0], options.window).astype(rows.dtype)
+        outside_columns = _outside(width, tile[1], options.window).astype(rows.dtype)
+        rows += outside_rows[None, :, None, None, None, None, :]
+        columns += outside_columns[None, None, :, None, None, None, :]
+    key, value = (
+        None if x is None else _tile_keys(x, tile, options.window)
+        for x in (inputs.key, inputs.value)
+    )
+    return Blocks(_tile_queries(query, tile), key, value, rows, columns, padding=None)
+
+
+def _grid(image: jax.Array, tile: tuple[int, int]) -> tuple[int, int, int, int]:
+    batch, height, width, heads, _ = image.shape
+    return batch, -(-height // tile[0]), -(-width // tile[1]), heads
+
+
+def _tile_queries(image: jax.Array, tile: tuple[int, int]) -> jax.Array:
+    """[B, H, W, N, D] to [B, tile rows, tile columns, N, a*b, D]; ragged edges hold zeros."""
+    batch, rows, columns, heads = _grid(image, tile)
+    height, width, dim = image.shape[1], image.shape[2], image.shape[4]
+    ragged = ((0, rows * tile[0] - height), (0, columns * tile[1] - width))
+    image = jnp.pad(image, ((0, 0), *ragged, (0, 0), (0, 0)))
+    image = image.reshape(batch, rows, tile[0], columns, tile[1], heads, dim)
+    image = image.transpose(0, 1, 3, 5, 2, 4, 6)
+    return image.reshape(batch, rows, columns, heads, tile[0] * tile[1], dim)
+
+
+def _untile(tiles: jax.Array, tile: tuple[int, int], height: int, width: int) -> jax.Array:
+    """The inverse of `_tile_queries`."""
+    batch, rows, columns, heads, _, dim = tiles.shape
+    tiles = tiles.reshape(batch, rows, columns, heads, *tile, dim).transpose(0, 1, 4, 2, 5, 3, 6)
+    image = tiles.reshape(batch, rows * tile[0], columns * tile[1], heads, dim)
+    return image[:, :height, :width]
+
+
+def _tile_keys(image: jax.Array, tile: tuple[int, int], window: int) -> jax.Array:
+    """[B, H, W, N, D] to [B, tile rows, tile columns, N, D, u*v], each tile with its rim."""
+    image = _overlapping(image.transpose(3, 4, 0, 1, 2), 4, tile[1], window)
+    image = _overlapping(image, 3, tile[0], window)  # [N, D, B, tile rows, u, tile columns, v]
+    image = image.transpose(2, 3, 5, 0, 1, 4, 6)
+    return image.reshape(*image.shape[:5], -1)
+
+
+def _overlapping(image: jax.Array, axis: int, tile: int, window: int) -> jax.Array:
+    """Splits an axis into (tiles, tile + K - 1), zeros beyond its ends.
+
+    Whole blocks of `tile` are laid side by side, so that nothing is gathered and the transpose
+    needs no scatter.
+    """
+    tiles, steps = -(-image.shape[axis] // tile), -(-(tile + window - 1) // tile)
+    length = (tiles + steps - 1) * tile
+    padding = [(0, 0)] * image.ndim
+    padding[axis] = (window // 2, length - image.shape[axis] - window // 2)
+    image = jax.lax.pad(image, jnp.zeros((), image.dtype), [(*ends, 0) for ends in padding])
+    image = image.reshape(*image.shape[:axis], -1, tile, *image.shape[axis + 1 :])
+    parts = [jax.lax.slice_in_dim(image, s, s + tiles, axis=axis) for s in range(steps)]
+    image = jnp.concatenate(parts, axis=axis + 1)
+    return jax.lax.slice_in_dim(image, 0, tile + window - 1, axis=axis + 1)
+
+
+def _outside(length: int, tile: int, window: int) -> np.ndarray:
+    """[tiles, tile + K - 1]: `OUTSIDE` for keys beyond the image, 0 for others."""
+    first = np.arange(0, length, tile)[:, None] - window // 2
+    place = first + np.arange(tile + window - 1)[None]
+    return np.where((place >= 0) & (place < length), 0.0, OUTSIDE)

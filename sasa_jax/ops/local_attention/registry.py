@@ -1,0 +1,18 @@
+"""The implementations by name, in order of preference."""
+
+from sasa_jax.ops.local_attention.contract import Implementation, Problem
+from sasa_jax.ops.local_attention.definition import definition
+from sasa_jax.ops.local_attention.dense import dense
+from sasa_jax.ops.local_attention.halo import halo
+
+
+def _small_map(problem: Problem) -> bool:
+    """Few pixels beyond the window."""
+    return problem.shape[1] * problem.shape[2] <= 4 * problem.options.window**2
+
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "dense": Implementation(dense, suits=_small_map),
+    "halo": Implementation(halo),
+    "definition": Implementation(definition),
+}

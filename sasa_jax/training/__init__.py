@@ -1,0 +1,43 @@
+"""The training loop and its parts; it takes any `Task` and imports nothing of ours."""
+
+from sasa_jax.training.checkpoints import (
+    Checkpoints,
+    WorkdirError,
+    check_same_config,
+    check_saved,
+    saved_digest,
+    saved_step,
+)
+from sasa_jax.training.digest import digest
+from sasa_jax.training.distributed import data_mesh, put_batch
+from sasa_jax.training.guards import Interrupted
+from sasa_jax.training.loop import evaluate, train
+from sasa_jax.training.memory import step_memory
+from sasa_jax.training.plan import Plan, check_division, make_plan
+from sasa_jax.training.state import Program, TrainState, make_program
+from sasa_jax.training.task import Task
+from sasa_jax.training.writers import Writers
+
+__all__ = [
+    "Checkpoints",
+    "Interrupted",
+    "Plan",
+    "Program",
+    "Task",
+    "TrainState",
+    "WorkdirError",
+    "Writers",
+    "check_division",
+    "check_same_config",
+    "check_saved",
+    "data_mesh",
+    "digest",
+    "evaluate",
+    "make_plan",
+    "make_program",
+    "put_batch",
+    "saved_digest",
+    "saved_step",
+    "step_memory",
+    "train",
+]

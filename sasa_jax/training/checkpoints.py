@@ -1,0 +1,181 @@
+"""Checkpoints: the state, where the data iterator stood, and the config, in one atomic step.
+
+A thin layer over orbax. A step's folder appears under its final name only when it is complete, so
+a run killed at any time finds the newest whole one. The state is always restored into an abstract
+tree with the current shardings: that keeps the types, and lets the number of devices change.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from sasa_jax.training.digest import digest
+from sasa_jax.training.state import TrainState
+
+_FOLDER = "checkpoints"
+
+
+class WorkdirError(ValueError):
+    """The working directory does not fit what is asked of it."""
+
+
+class Checkpoints:
+    """The checkpoints of one working directory.
+
+    Args:
+        workdir: the run's folder; checkpoints lie in its subfolder "checkpoints".
+        keep: the newest so many are kept.
+        read_only: neither create the folder nor clean up in it.
+    """
+
+    def __init__(self, workdir: Path, *, keep: int = 1, read_only: bool = False):
+        options = ocp.CheckpointManagerOptions(
+            create=not read_only,
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+            # Left behind by a run killed while it was saving.
+            cleanup_tmp_directories=not read_only,
+        )
+        self._manager = ocp.CheckpointManager(
+            # Orbax takes absolute paths only.
+            (workdir / _FOLDER).absolute(),
+            options=options,
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(),
+                "data": ocp.JsonCheckpointHandler(),
+                "config": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def latest_step(self) -> int:
+        """The newest saved step; 0 if there is none."""
+        return self._manager.latest_step() or 0
+
+    def save(
+        self, step: int, state: TrainState, data: dict[str, Any], config: dict[str, Any]
+    ) -> None:
+        """Copies the state off the devices and writes it in the background."""
+        if step == self.latest_step():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(state),
+                data=ocp.args.JsonSave(data),
+                config=ocp.args.JsonSave(config),
+            ),
+        )
+
+    def wait(self) -> None:
+        """Returns when everything is on the disk; raises what went wrong in the background."""
+        self._manager.wait_until_finished()
+
+    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The state and the data iterator's state of a step.
+
+        Args:
+            step: a saved one.
+            abstract: shapes, dtypes and shardings to restore into.
+        """
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(
+                    abstract,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                ),
+                data=ocp.args.JsonRestore(),
+            ),
+        )
+        return restored["state"], restored["data"]
+
+    def config(self, step: int) -> dict[str, Any]:
+        """The config that a step was saved with."""
+        args = ocp.args.Composite(config=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=args)["config"]
+
+    def arrays(self, step: int) -> Any:
+        """The state's arrays as NumPy's in nested dicts and lists: needs no network to build."""
+        tree = self._manager.item_metadata(step)["state"].tree
+        numpy_leaf = ocp.RestoreArgs(restore_type=np.ndarray)
+        args = ocp.args.PyTreeRestore(restore_args=jax.tree.map(lambda _: numpy_leaf, tree))
+        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+
+
+def check_saved(workdir: Path) -> None:
+    """Raises WorkdirError if there is no checkpoint under `workdir`."""
+    if not saved_step(workdir):
+        raise WorkdirError(f"{workdir} holds no checkpoint: train first, with that --workdir")
+
+
+def open_saved(workdir: Path) -> Checkpoints:
+    """The checkpoints under `workdir`, to read; raises WorkdirError if there is none."""
+    check_saved(workdir)
+    return Checkpoints(workdir, read_only=True)
+
+
+def saved_step(workdir: Path) -> int:
+    """The newest step saved under `workdir`, 0 if there is none; touches nothing."""
+    if not (workdir / _FOLDER).is_dir():
+        return 0
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return checkpoints.latest_step()
+
+
+def saved_digest(workdir: Path) -> str:
+    """The digest of the newest state under `workdir`; needs neither its config nor its data.
+
+    Raises:
+        WorkdirError: there is no checkpoint.
+    """
+    with open_saved(workdir) as checkpoints:
+        return digest(checkpoints.arrays(checkpoints.latest_step()))
+
+
+def check_same_config(
+    workdir: Path, stored: dict[str, Any], current: dict[str, Any], free_keys: Iterable[str]
+) -> None:
+    """Refuses to go on with a run under another config.
+
+    Args:
+        workdir: for the message.
+        stored, current: nested dicts; tuples and lists are the same.
+        free_keys: dotted keys that may differ.
+
+    Raises:
+        WorkdirError: naming the first differences.
+    """
+    old, new = _flat(stored), _flat(current)
+    missing = "(absent)"
+    differences = [
+        f"{key} was {old.get(key, missing)!r} and is {new.get(key, missing)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if key not in set(free_keys) and old.get(key, missing) != new.get(key, missing)
+    ]
+    if not differences:
+        return
+    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    schedule = any("total_" in line for line in differences)
+    hint = " (the length shapes the learning rate: a run cannot be extended)" if schedule else ""
+    raise WorkdirError(
+        f"{workdir} holds a run of another config: {'; '.join(differences[:3])}{more}{hint}. "
+        "Give the config of that run, or another --workdir"
+    )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat

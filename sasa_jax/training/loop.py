@@ -1,0 +1,184 @@
+"""The training loop, read from top to bottom."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sasa_jax.training.checkpoints import Checkpoints, check_same_config, open_saved
+from sasa_jax.training.distributed import data_mesh, put_batch
+from sasa_jax.training.guards import Interrupted, StopGuard
+from sasa_jax.training.meter import Meter
+from sasa_jax.training.plan import Plan
+from sasa_jax.training.state import TrainState, make_program
+from sasa_jax.training.task import Results, Task
+from sasa_jax.training.writers import Record, Writers, format_record
+
+Finish = Callable[[TrainState, Writers], None]
+
+
+def train(
+    task: Task, config: dict[str, Any], plan: Plan, workdir: Path, finish: Finish | None = None
+) -> Results:
+    """Trains `task`, from the newest checkpoint under `workdir` if there is one.
+
+    Killed at any time, the same call goes on from the newest checkpoint and ends in bit-identical
+    state. The logged losses are means over the steps of an interval that this process ran.
+
+    Args:
+        task: what to train.
+        config: plain nested dicts; stored with every checkpoint.
+        plan: the config's derived values.
+        workdir: gets checkpoints/, metrics.jsonl and tensorboard/.
+        finish: called once at the end, e.g. to draw pictures.
+
+    Returns:
+        The last evaluation, of the variables "average" and "raw".
+
+    Raises:
+        WorkdirError: `workdir` holds a run of another config.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+    """
+    mesh = data_mesh()
+    main_process = jax.process_index() == 0
+    stored_config = config | {"plan": dataclasses.asdict(plan)}
+
+    def due(step: int, every: int) -> bool:
+        return step == plan.total_steps or (every > 0 and step > 0 and step % every == 0)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        checkpoints = stack.enter_context(Checkpoints(workdir, keep=config["keep_checkpoints"]))
+
+        # ---- Where does the run stand? Another config is refused before anything is computed. ----
+        start = checkpoints.latest_step() or 0
+        if start:
+            stored = checkpoints.config(start)
+            check_same_config(workdir, stored, stored_config, task.free_keys)
+
+        # ---- Abstract: shapes, shardings, the compiled step. No array exists yet. ----
+        program = make_program(task, config, plan, mesh)
+        train_step = None
+        if start < plan.total_steps:
+            begin = time.perf_counter()
+            train_step = program.step.lower(program.state, program.batch).compile()
+            if main_process:
+                seconds = time.perf_counter() - begin
+                print(f"compiled the training step in {seconds:.1f} s", flush=True)
+
+        # ---- State and data: from scratch, or where the checkpoint left them. ----
+        batches = stack.enter_context(contextlib.closing(task.train_batches()))
+        if start:
+            state, data_state = checkpoints.restore(start, program.state)
+            batches.set_state(data_state)
+        else:
+            state = program.init()
+
+        # ---- Writers. The evaluation of the restored step is done again: the run may have ended
+        # in the middle of it. What an earlier process logged beyond that step is taken back. ----
+        evaluate_again = start > 0 and due(start, config["eval_every"])
+
+        def keep(record: Record) -> bool:
+            again = evaluate_again and record["kind"] == "eval"
+            return record["step"] < start or (record["step"] == start and not again)
+
+        writers = stack.enter_context(
+            Writers(workdir, start_step=start, keep=keep, active=main_process)
+        )
+        meter = Meter(
+            batch_size=config["batch_size"],
+            devices=jax.device_count(),
+            start_step=start,
+            total_steps=plan.total_steps,
+        )
+
+        def evaluate() -> Results:
+            with meter.pausing():
+                begin = time.perf_counter()
+                variables = {"average": state.averages, "raw": state.raw}
+                results = task.evaluate(variables, lambda batch: put_batch(batch, mesh))
+                seconds = time.perf_counter() - begin
+                writers.write(_eval_record(step, results) | {"seconds": seconds})
+            return results
+
+        # ---- The loop. From here on a signal lets the step end. ----
+        guard = stack.enter_context(StopGuard())
+        step = start
+        scalars: dict[str, jax.Array] = {}
+        results: Results | None = None
+        if evaluate_again:
+            with guard.droppable():
+                results = evaluate()
+        while step < plan.total_steps and guard.signum is None:
+            # Fetched, and sent to the devices, while they are busy with the step before.
+            with meter.waiting():
+                batch = put_batch(next(batches), mesh)
+            previous = scalars
+            state, scalars = train_step(state, batch)
+            step += 1
+            meter.add(scalars)
+            # Wait for the step before this one, never for this one: the devices always have a
+            # step ahead of them, and batches do not pile up there.
+            jax.block_until_ready(previous)
+            if due(step, config["log_every"]) and (record := meter.cut(step)):
+                writers.write(record)
+
+            # Save and evaluate before the next batch is fetched: the iterator then stands where
+            # this state left it. What is logged so far is written before, so that a run taken up
+            # from here misses no line.
+            save = due(step, config["checkpoint_every"])
+            score = due(step, config["eval_every"])
+            if (save or score) and (record := meter.read()):
+                writers.write(record)
+            if save:
+                with meter.pausing():
+                    checkpoints.save(step, state, batches.get_state(), stored_config)
+            if score and guard.signum is None:
+                with guard.droppable():
+                    results = evaluate()
+
+        # ---- The end, or a signal. ----
+        finished = step == plan.total_steps and results is not None
+        if not finished:
+            if record := meter.read():
+                writers.write(record)
+            checkpoints.save(step, state, batches.get_state(), stored_config)
+        checkpoints.wait()
+        if not finished:
+            raise Interrupted(guard.signum, step)
+        if finish is not None:
+            finish(state, writers)
+        return results
+
+
+def evaluate(task: Task, config: dict[str, Any], plan: Plan, workdir: Path) -> Results:
+    """Scores the newest checkpoint under `workdir`, as the last evaluation of `train` does.
+
+    Raises:
+        WorkdirError: `workdir` holds no checkpoint, or a run of another config.
+    """
+    mesh = data_mesh()
+    with jax.set_mesh(mesh), open_saved(workdir) as checkpoints:
+        step = checkpoints.latest_step()
+        stored_config = config | {"plan": dataclasses.asdict(plan)}
+        check_same_config(workdir, checkpoints.config(step), stored_config, task.free_keys)
+        state, _ = checkpoints.restore(step, make_program(task, config, plan, mesh).state)
+        results = task.evaluate(
+            {"average": state.averages, "raw": state.raw}, lambda batch: put_batch(batch, mesh)
+        )
+    if jax.process_index() == 0:
+        print(format_record(_eval_record(step, results)))
+    return results
+
+
+def _eval_record(step: int, results: Results) -> Record:
+    named = {
+        f"{which}/{name}": value
+        for which, metrics in results.items()
+        for name, value in metrics.items()
+    }
+    return {"kind": "eval", "step": step, **named}

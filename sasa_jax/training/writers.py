@@ -1,0 +1,111 @@
+"""Where a run's numbers go: standard output, metrics.jsonl, TensorBoard."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorboardX
+
+Record = dict[str, Any]
+"""{"kind": "train" or "eval", "step": int, name: float, ...}"""
+
+
+class Writers:
+    """All of them at once; on processes other than the first, none.
+
+    Args:
+        workdir: the run's folder; gets metrics.jsonl and tensorboard/.
+        start_step: the step the run goes on from, 0 for a new run; TensorBoard hides what an
+            earlier process wrote beyond it.
+        keep: which of the earlier records stay in metrics.jsonl; by default those up to
+            `start_step`, so that no step stands there twice.
+        active: False on processes that must not write.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        start_step: int = 0,
+        keep: Callable[[Record], bool] | None = None,
+        active: bool = True,
+    ):
+        self._active = active
+        if not active:
+            return
+        path = workdir / "metrics.jsonl"
+        _take_back(path, keep or (lambda record: record["step"] <= start_step))
+        self._jsonl = path.open("a", encoding="utf-8")
+        self._tensorboard = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None
+        )
+
+    def __enter__(self) -> "Writers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._active:
+            self._jsonl.close()
+            self._tensorboard.close()
+
+    def write(self, record: Record) -> None:
+        """One line of numbers everywhere."""
+        if not self._active:
+            return
+        print(format_record(record), flush=True)
+        self._jsonl.write(json.dumps(record) + "\n")
+        self._jsonl.flush()
+        for name, value in record.items():
+            if name not in ("kind", "step", "total_steps"):
+                self._tensorboard.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """A picture, uint8 [H, W, 3], to TensorBoard."""
+        if self._active:
+            self._tensorboard.add_image(name, image, step, dataformats="HWC")
+
+
+def format_record(record: Record) -> str:
+    """The lines for people: one for training, one for each evaluated network."""
+    step = f"step {record['step']}"
+    if record["kind"] == "train":
+        return (
+            f"{step}/{record['total_steps']}  loss {record['loss']:.4f}  "
+            f"learning rate {record['learning_rate']:.4g}  "
+            f"{record['images_per_second']:.1f} images/s "
+            f"({record['images_per_second_per_chip']:.1f} a chip)  "
+            f"data wait {record['data_wait_share']:.1%}  "
+            f"left {_duration(record['seconds_left'])}"
+        )
+    lines: dict[str, str] = {}
+    for name, value in record.items():
+        which, _, metric = name.rpartition("/")
+        if which:
+            number = f"{value:.4f}" if isinstance(value, float) else f"{value}"
+            lines[which] = lines.get(which, f"{step}  {which:8}") + f" {metric} {number} "
+    return "\n".join(line.rstrip() for line in lines.values())
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}"
+
+
+def _take_back(path: Path, keep: Callable[[Record], bool]) -> None:
+    """Rewrites the file with only the records to keep; a torn last line goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if keep(record):
+            kept.append(line + "\n")
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    os.replace(partial, path)

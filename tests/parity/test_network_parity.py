@@ -1,0 +1,201 @@
+"""Layers, stems and networks against PyTorch in float64: results, every gradient, BN statistics.
+
+Weights are copied. 1e-8 is what rounding allows: an operation is good to 1e-16, sums over some
+thousand terms and twenty layers of normalisation lose four to six digits of it at worst.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+torch = pytest.importorskip("torch", reason="the independent reference needs PyTorch")
+
+import sasa_jax  # noqa: E402
+from sasa_jax import nn  # noqa: E402
+from sasa_jax.models import apply, split  # noqa: E402
+from tests.parity import torch_networks, torch_reference  # noqa: E402
+from tests.parity.common import flatten, random_variables, relative_error  # noqa: E402
+
+TOLERANCE = 1e-8
+FLOAT64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+# 8, 16, 32 and 64 channels; on 64x96 images the last group's maps are 4x6, then 2x3.
+SMALL = {"num_classes": 5, "blocks": (1, 1, 1, 1), "width": 0.125, "num_heads": 2}
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "convolution": {"stem": "conv", "attention_groups": (), "blocks": (1, 2, 2, 1)},
+    "conv_stem": {"stem": "conv", "blocks": (1, 2, 1, 1)},
+    "full": {"blocks": (1, 1, 2, 1)},
+    "plain_values": {"stem_values": "plain", "stem_relative": False},
+    "conv_values": {"stem_values": "conv"},
+    "mixtures": {"stem_mixtures": 3, "stem_heads": 2, "stem_relative": False},
+    "sinusoidal": {"position": "sinusoidal"},
+    "no_position": {"position": "none"},
+    "no_content": {"content": False},
+    "per_head": {"per_head_embeddings": True, "num_heads": 4},
+    "grouped": {"grouped_projections": True, "per_head_embeddings": True},
+    "mask": {"boundary": "mask"},
+    "logit_scale": {"logit_scale": "inverse_sqrt"},
+    "windows": {"window": (3, 5, 7, 9), "stem": "conv"},
+    "groups_2_4": {"attention_groups": (2, 4), "stem": "conv"},
+    "bn_groups": {"bn_group_size": 2, "bn_decay": 0.99, "bn_epsilon": 1e-3},
+}
+
+
+def compare(
+    build: Callable[[], nnx.Module],
+    reference: torch.nn.Module,
+    images: np.ndarray,
+    train: bool | None,
+) -> None:
+    """Asserts that output, gradients (of the input too) and BN statistics agree.
+
+    `train` None: the layer knows no such mode.
+    """
+    graphdef, shapes = split(nnx.eval_shape(build))
+    variables = random_variables(shapes, seed=1)
+    torch_reference.load_variables(reference, variables)
+    reference.train(bool(train))
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).requires_grad_()
+    expected = reference(x)
+    cotangent = torch.from_numpy(np.random.default_rng(2).normal(size=expected.shape))
+    expected.backward(cotangent)
+
+    def channels_last(tensor: torch.Tensor) -> np.ndarray:
+        return (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).detach().numpy()
+
+    @jax.jit
+    def forward_and_backward(variables: dict, images: jax.Array) -> tuple:
+        def call(params: dict, images: jax.Array) -> tuple:
+            mode = {} if train is None else {"train": train}
+            return apply(graphdef, variables | {"params": params}, images, **mode)
+
+        output, vjp, stats = jax.vjp(call, variables["params"], images, has_aux=True)
+        return output, stats, *vjp(channels_last(cotangent))
+
+    output, stats, grads, image_grad = forward_and_backward(variables, images)
+    assert output.dtype == jnp.float64
+    errors = {
+        "output": relative_error(output, channels_last(expected)),
+        "input gradient": relative_error(image_grad, channels_last(x.grad)),
+    }
+    named_grads = {name: p.grad for name, p in reference.named_parameters()}
+    for kind, ours, theirs in (
+        ("gradient of ", flatten(grads), torch_reference.jax_layout(named_grads)),
+        ("statistic ", flatten(stats), torch_reference.jax_layout(dict(reference.named_buffers()))),
+    ):
+        assert ours.keys() == theirs.keys()
+        errors |= {kind + name: relative_error(ours[name], theirs[name]) for name in ours}
+    assert max(errors.values()) <= TOLERANCE, {k: v for k, v in errors.items() if v > TOLERANCE}
+    # A gradient that vanishes in both would prove nothing.
+    assert all(gradient.abs().max() > 1e-6 for gradient in named_grads.values())
+
+
+def random_images(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape)
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("options", NETWORKS.values(), ids=NETWORKS)
+def test_network(x64: None, options: dict[str, Any], train: bool) -> None:
+    options = SMALL | options
+    compare(
+        lambda: sasa_jax.create_model("sa_resnet26", rngs=nnx.Rngs(0), **options, **FLOAT64),
+        torch_networks.ResNet(**options),
+        random_images(4, 64, 96, 3),
+        train,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet50", {"stem": "conv", "attention_groups": ()}),
+        ("sa_resnet50", {"stem": "attention"}),
+        ("sa_resnet50_conv_stem", {"stem": "conv"}),
+    ],
+)
+def test_whole_architecture(x64: None, name: str, options: dict[str, Any], train: bool) -> None:
+    """As registered: 1000 classes, full width and depth."""
+    compare(
+        lambda: sasa_jax.create_model(name, rngs=nnx.Rngs(0), **FLOAT64),
+        torch_networks.ResNet(**options),
+        random_images(2, 64, 64, 3),
+        train,
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"position": "sinusoidal", "boundary": "mask"},
+        {"position": "none", "logit_scale": "inverse_sqrt", "grouped_projections": True},
+        {"content": False, "per_head_embeddings": True, "window": 11},
+    ],
+    ids=["default", "sinusoidal", "none", "no_content"],
+)
+def test_attention_layer(x64: None, options: dict[str, Any]) -> None:
+    """On a 5x7 map, which no tile divides."""
+    compare(
+        lambda: nn.LocalSelfAttention(24, num_heads=3, rngs=nnx.Rngs(0), **options, **FLOAT64),
+        torch_reference.LocalSelfAttention(24, num_heads=3, **options),
+        random_images(2, 5, 7, 24),
+        train=None,
+    )
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(
+    ("stem", "options"),
+    [
+        ("ConvStem", {}),
+        ("AttentionStem", {}),
+        ("AttentionStem", {"values": "plain"}),
+        ("AttentionStem", {"values": "conv", "num_heads": 2}),
+        ("AttentionStem", {"mixtures": 5, "relative": False}),
+    ],
+    ids=["convolution", "spatial", "plain", "conv_values", "mixtures"],
+)
+def test_stem(x64: None, stem: str, options: dict[str, Any], train: bool) -> None:
+    norm = {"group_size": 3, "decay": 0.7, "epsilon": 1e-3}
+    build = getattr(nn, stem)
+    compare(
+        lambda: build(16, batch_norm=norm, rngs=nnx.Rngs(0), **options, **FLOAT64),
+        getattr(torch_networks, stem)(16, **options, **norm),
+        random_images(6, 12, 20, 3),
+        train,
+    )
+
+
+def test_returned_attention(x64: None) -> None:
+    """The weights that the network hands out are the softmax that it used."""
+    options = SMALL | {"attention_groups": (1, 3), "window": 5, "blocks": (1, 1, 2, 1)}
+    graphdef, shapes = split(
+        nnx.eval_shape(
+            lambda: sasa_jax.create_model("sa_resnet26", rngs=nnx.Rngs(0), **options, **FLOAT64)
+        )
+    )
+    variables = random_variables(shapes, seed=3)
+    images = random_images(1, 32, 64, 3)
+    reference = torch_networks.ResNet(**options).eval()
+    torch_reference.load_variables(reference, variables)
+    reference(torch.from_numpy(images).permute(0, 3, 1, 2))
+    (_, maps), _ = jax.jit(lambda v, x: apply(graphdef, v, x, return_attention=True))(
+        variables, images
+    )
+    assert set(maps) == {"stem", "group1/block1", "group3/block1", "group3/block2"}
+    for path, weights in maps.items():
+        if path == "stem":
+            # [B, N, 16, 16, L] with the blocks row by row.
+            expected = reference.stem.weights.unflatten(-1, (8, 16)).permute(0, 4, 5, 1, 2, 3)
+        else:
+            layer = reference.get_submodule(path.replace("/", ".")).spatial
+            expected = layer.weights.permute(0, 4, 5, 1, 2, 3)
+        assert relative_error(weights, expected.detach()) <= TOLERANCE, path
