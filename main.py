@@ -31,6 +31,7 @@ from sasa_jax.analysis import count, format_table, save_attention_figure
 from sasa_jax.tasks import Classification
 from sasa_jax.tasks.classification_data import open_data
 
+_CONFIGS = Path(__file__).parent / "configs"
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; configs/digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<name of the config>.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "dry_run", "digest"], "What to do.")
@@ -39,22 +40,25 @@ _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "dry_run", "digest"
 def main(argv: list[str]) -> None:
     if not logging.level_debug():
         logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes.
+    if len(argv) > 1:
+        _refuse(ValueError(f"unexpected argument {argv[1]!r}: flags are written --name=value"))
+    run(_CONFIG.value.to_dict(), Path(_WORKDIR.value or _default_workdir()), _MODE.value)
+
+
+def run(config: dict[str, Any], workdir: Path, mode: str) -> None:
+    """Does what the command line asks for; leaves by SystemExit where that is not to be."""
     try:
-        if len(argv) > 1:
-            raise ValueError(f"unexpected argument {argv[1]!r}: flags are written --name=value")
-        workdir = Path(_WORKDIR.value or _default_workdir())
-        if _MODE.value == "digest":
+        if mode == "digest":
             print(training.saved_digest(workdir))
             return
-        config = _CONFIG.value.to_dict()
-        task, plan = _prepare(config, workdir)
+        task, plan = _prepare(config, workdir, mode)
     except (ValueError, TypeError, OSError) as error:
         _refuse(error)
 
     if jax.process_index() == 0:
         print(_first_screen(task, config, plan, workdir), flush=True)
     try:
-        match _MODE.value:
+        match mode:
             case "dry_run":
                 print(_dry_run(task, config, plan))
                 return
@@ -75,15 +79,16 @@ def main(argv: list[str]) -> None:
         print(task.headline(results))
 
 
-def _prepare(config: dict[str, Any], workdir: Path) -> tuple[Classification, training.Plan]:
+def _prepare(
+    config: dict[str, Any], workdir: Path, mode: str
+) -> tuple[Classification, training.Plan]:
     """All that can be refused is refused here: before any compilation."""
-    dry_run = _MODE.value == "dry_run"
     training.check_division(config["batch_size"], config["accumulation_steps"], jax.device_count())
-    if _MODE.value == "train":
+    if mode == "train":
         _check_writable(workdir)
-    if _MODE.value == "eval":
+    if mode == "eval":
         training.check_saved(workdir)
-    task = Classification(config, open_data(config, allow_absent=dry_run))
+    task = Classification(config, open_data(config, allow_absent=mode == "dry_run"))
     return task, training.make_plan(config, task.train_size)
 
 
@@ -142,9 +147,9 @@ def _dry_run(task: Classification, config: dict[str, Any], plan: training.Plan) 
     if memory is not None:
         text.append(
             f"memory of one step on each device, as XLA plans it for {jax.default_backend()}: "
-            f"{memory.total / 2**20:,.0f} MiB = {memory.arguments / 2**20:,.0f} state and batch + "
-            f"{memory.temporaries / 2**20:,.0f} activations and other temporaries + "
-            f"{memory.new_outputs / 2**20:,.0f} new results"
+            f"{_size(memory.total)} = {_size(memory.arguments)} state and batch + "
+            f"{_size(memory.temporaries)} activations and other temporaries + "
+            f"{_size(memory.new_outputs)} new results"
         )
     stem_relative = task.stem_relative_parameters()
     if stem_relative:
@@ -155,6 +160,10 @@ def _dry_run(task: Classification, config: dict[str, Any], plan: training.Plan) 
             "FLOPS need; without it: --config.model.stem_relative=False"
         )
     return "\n".join([*text, "dry run: no step was taken"])
+
+
+def _size(number: int) -> str:
+    return f"{number / 2**20:,.0f} MiB" if number < 2**33 else f"{number / 2**30:,.1f} GiB"
 
 
 def _draw_attention(
@@ -190,17 +199,27 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, AttributeError, KeyError, OSError) as error:
         if "--verbosity=1" in argv:
             raise
-        reason: BaseException = error
-        while "Error whilst parsing config file" in str(reason) and reason.__context__:
-            reason = reason.__context__
-        print(f"error: {' '.join(str(reason.args[0]).split())}", file=sys.stderr)
+        print(f"error: {_flag_reason(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _flag_reason(error: Exception) -> str:
+    reason: Any = error
+    if isinstance(error, OSError):
+        there = ", ".join(f"configs/{path.name}" for path in sorted(_CONFIGS.glob("*.py")))
+        return f"--config names no file: {' '.join(str(error).split())}. There are {there}"
+    while "Error whilst parsing config file" in str(reason) and reason.__context__:
+        reason = reason.__context__
+    while isinstance(reason, BaseException):
+        reason = reason.args[0]
+    key = "no such config key: " if isinstance(error, AttributeError | KeyError) else ""
+    return key + " ".join(str(reason).split())
 
 
 def _config_first(argv: list[str]) -> list[str]:
     """The arguments with --config, or its default, before the overrides of its keys."""
     name, *rest = argv
-    default = f"--config={Path(__file__).parent / 'configs' / 'digits.py'}"
+    default = f"--config={_CONFIGS / 'digits.py'}"
     chosen = [arg for arg in rest if arg.startswith("--config=")] or [default]
     return [name, *chosen, *(arg for arg in rest if arg not in chosen)]
 

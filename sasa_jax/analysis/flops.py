@@ -153,7 +153,7 @@ def _attention(module: LocalSelfAttention, call: Call) -> Flops:
         features=features,
         num_heads=module.num_heads,
         content=module.key is not None,
-        relative=module.row_embedding is not None,
+        relative=module.position == "relative",
         factored=2 * module.window * features,
     )
     return _times(math.prod(positions), per_query)
@@ -176,7 +176,7 @@ def _attention_stem(module: AttentionStem, call: Call) -> Flops:
         features=features,
         num_heads=module.num_heads,
         content=True,
-        relative=module.row_embedding is not None,
+        relative=module.relative,
     )
     relu = Flops(0, math.prod(call.output()))
     pixel = _sum([_both(2 * (projections + mixing)), per_query])
@@ -208,10 +208,7 @@ def _window_flops(
     per_slot = slots * features
     weighted_sum = 2 * per_slot
     plain = 2 * per_slot * (content + relative)
-    if content:
-        itemised = 2 * per_slot + (per_slot if relative else 0)
-    else:
-        itemised = factored
+    itemised = per_slot * (2 + relative) if content else factored
     return Flops(plain + weighted_sum, itemised + 7 * slots * num_heads + weighted_sum)
 
 

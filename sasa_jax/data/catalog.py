@@ -56,9 +56,14 @@ def resolve_data_dir(data_dir: str | os.PathLike[str] | None) -> Path:
     return Path(data_dir).expanduser().absolute()
 
 
+def known_names() -> list[str]:
+    """Names that this package or TFDS can prepare; a folder may hold others, made by hand."""
+    return [*OWN_DATASETS, *tfds.list_builders(with_community_datasets=False)]
+
+
 def check_known(name: str) -> None:
     """Raise DatasetError, with the nearest name, if neither TFDS nor this package has `name`."""
-    known = [*OWN_DATASETS, *tfds.list_builders(with_community_datasets=False)]
+    known = known_names()
     if name not in known:
         raise DatasetError(
             f"no data set is called {name!r}{nearest(name, known)}; known are "

@@ -13,6 +13,7 @@ from sasa_jax.data.catalog import (
     DatasetName,
     check_known,
     find_prepared,
+    known_names,
     prepare_command,
     resolve_data_dir,
 )
@@ -107,10 +108,13 @@ def wrong_format(name: DatasetName, data_dir: Path, path: Path, formats: set[str
     """The error for a data set whose files need TensorFlow to read."""
     # TFDS never writes a second format next to the first, so the command names a new folder.
     other = data_dir.with_name(f"{data_dir.name}_{FILE_FORMAT}")
+    if name.name in known_names():
+        command = f"prepare it in another:\n  {prepare_command(name, other)}"
+    else:
+        command = f"let its builder write it to another, with file_format={FILE_FORMAT!r}."
     return DatasetError(
         f"{name} in {path} is stored as {' and '.join(sorted(formats))}; {FILE_FORMAT} is needed, "
-        "which is read without TensorFlow. TFDS keeps one format per folder, so prepare it in "
-        f"another:\n  {prepare_command(name, other)}"
+        f"which is read without TensorFlow. TFDS keeps one format per folder, so {command}"
     )
 
 

@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 WeightDecayOn = Literal["kernels", "all"]
@@ -10,13 +11,15 @@ WeightDecayOn = Literal["kernels", "all"]
 
 def make_schedule(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
     """Linear from 0 to `peak` over the warm-up, then half a cosine down to 0 at `total_steps`."""
-    return optax.warmup_cosine_decay_schedule(
+    schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup_steps else peak,
         peak_value=peak,
         warmup_steps=warmup_steps,
         decay_steps=total_steps,
         end_value=0.0,
     )
+    # Optax mixes the integer step with floats, which strict dtype promotion forbids.
+    return lambda step: schedule(jnp.asarray(step, jnp.float32))
 
 
 def weight_decay_mask(params: Any, decay_on: WeightDecayOn = "kernels") -> Any:

@@ -120,6 +120,17 @@ def test_wrong_format(data_dir, tmp_path):
     assert "is stored as tfrecord" in text and str(folder / "digits" / "1.0.0") in text
     assert f"python -m sasa_jax.data.prepare digits --data_dir {folder}_array_record" in text
 
+    # Our command cannot prepare what TFDS does not know.
+    (folder / "digits").rename(folder / "mine")
+    with pytest.raises(DatasetError, match="let its builder write it"):
+        open_split("mine", "train", folder)
+
+
+def test_data_set_unknown_to_tfds(data_dir, tmp_path):
+    """A folder in TFDS's layout is enough, whoever wrote it."""
+    shutil.copytree(data_dir / "digits", tmp_path / "mine")
+    assert len(open_split("mine", "test", tmp_path)) == 360
+
 
 def test_features_other_than_image_and_label(tmp_path):
     class Words(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -5,6 +5,7 @@ thousand terms and twenty layers of normalisation lose four to six digits of it 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,30 +20,44 @@ import sasa_jax  # noqa: E402
 from sasa_jax import nn  # noqa: E402
 from sasa_jax.models import apply, split  # noqa: E402
 from tests.parity import torch_networks, torch_reference  # noqa: E402
-from tests.parity.common import flatten, random_variables, relative_error  # noqa: E402
+from tests.parity.common import (  # noqa: E402
+    FAST_COMPILE,
+    flatten,
+    random_variables,
+    relative_error,
+)
 
 TOLERANCE = 1e-8
 FLOAT64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 # 8, 16, 32 and 64 channels; on 64x96 images the last group's maps are 4x6, then 2x3.
 SMALL = {"num_classes": 5, "blocks": (1, 1, 1, 1), "width": 0.125, "num_heads": 2}
 
+# Options that do not touch one another share a network: each costs seconds to compile.
 NETWORKS: dict[str, dict[str, Any]] = {
-    "convolution": {"stem": "conv", "attention_groups": (), "blocks": (1, 2, 2, 1)},
-    "conv_stem": {"stem": "conv", "blocks": (1, 2, 1, 1)},
-    "full": {"blocks": (1, 1, 2, 1)},
-    "plain_values": {"stem_values": "plain", "stem_relative": False},
-    "conv_values": {"stem_values": "conv"},
-    "mixtures": {"stem_mixtures": 3, "stem_heads": 2, "stem_relative": False},
-    "sinusoidal": {"position": "sinusoidal"},
-    "no_position": {"position": "none"},
-    "no_content": {"content": False},
-    "per_head": {"per_head_embeddings": True, "num_heads": 4},
-    "grouped": {"grouped_projections": True, "per_head_embeddings": True},
-    "mask": {"boundary": "mask"},
-    "logit_scale": {"logit_scale": "inverse_sqrt"},
-    "windows": {"window": (3, 5, 7, 9), "stem": "conv"},
-    "groups_2_4": {"attention_groups": (2, 4), "stem": "conv"},
-    "bn_groups": {"bn_group_size": 2, "bn_decay": 0.99, "bn_epsilon": 1e-3},
+    "convolution": {"stem": "conv", "attention_groups": (), "blocks": (1, 2, 1, 1)},
+    "conv_stem": {"stem": "conv"},
+    "full": {"blocks": (1, 2, 1, 1)},
+    "plain_values, no position": {"stem_values": "plain", "position": "none"},
+    "conv_values, no content": {"stem_values": "conv", "content": False},
+    "mixtures, sinusoidal": {
+        "stem_mixtures": 3,
+        "stem_heads": 2,
+        "stem_relative": False,
+        "position": "sinusoidal",
+    },
+    "mask, per head": {"boundary": "mask", "per_head_embeddings": True, "num_heads": 4},
+    "grouped, logit_scale": {"grouped_projections": True, "logit_scale": "inverse_sqrt"},
+    "windows, groups 2 to 4": {
+        "stem": "conv",
+        "attention_groups": (2, 3, 4),
+        "window": (3, 5, 7, 9),
+    },
+    "bn_group_size": {
+        "attention_groups": (1, 4),
+        "bn_group_size": 2,
+        "bn_decay": 0.99,
+        "bn_epsilon": 1e-3,
+    },
 }
 
 
@@ -68,7 +83,7 @@ def compare(
     def channels_last(tensor: torch.Tensor) -> np.ndarray:
         return (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).detach().numpy()
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=FAST_COMPILE)
     def forward_and_backward(variables: dict, images: jax.Array) -> tuple:
         def call(params: dict, images: jax.Array) -> tuple:
             mode = {} if train is None else {"train": train}
@@ -187,8 +202,8 @@ def test_returned_attention(x64: None) -> None:
     reference = torch_networks.ResNet(**options).eval()
     torch_reference.load_variables(reference, variables)
     reference(torch.from_numpy(images).permute(0, 3, 1, 2))
-    (_, maps), _ = jax.jit(lambda v, x: apply(graphdef, v, x, return_attention=True))(
-        variables, images
+    (_, maps), _ = jax.jit(apply, static_argnums=0, static_argnames="return_attention")(
+        graphdef, variables, images, return_attention=True
     )
     assert set(maps) == {"stem", "group1/block1", "group3/block1", "group3/block2"}
     for path, weights in maps.items():

@@ -5,6 +5,7 @@ Forty problems (shapes and options) with five sets of numbers each: a problem is
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ import sasa_jax  # noqa: E402
 from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS  # noqa: E402
 from tests.ops.cases import Case, make_inputs, random_cases  # noqa: E402
 from tests.parity import torch_reference  # noqa: E402
-from tests.parity.common import relative_error  # noqa: E402
+from tests.parity.common import FAST_COMPILE, relative_error  # noqa: E402
 
 CASES = list(random_cases(40))
 SEEDS = 5
@@ -33,10 +34,15 @@ LOW_PRECISION = {"float32": 2e-5, "bfloat16": 2e-2}
 Arrays = dict[str, np.ndarray]
 
 
-def ours(case: Case, implementation: str) -> Callable[[Arrays], tuple[jax.Array, Arrays]]:
+def ours(
+    case: Case, implementation: str, dtype: str
+) -> Callable[[Arrays], tuple[jax.Array, Arrays]]:
     """Compiled once for the case: (inputs, cotangent) -> output, gradient for each input."""
 
-    @jax.jit
+    # Optimisation only moves roundings, which show in the low precisions alone.
+    options = FAST_COMPILE if dtype == "float64" else None
+
+    @partial(jax.jit, compiler_options=options)
     def run(inputs: Arrays, cotangent: np.ndarray) -> tuple[jax.Array, Arrays]:
         def attend(inputs: Arrays) -> jax.Array:
             arguments = {"key": None} | inputs
@@ -74,7 +80,7 @@ def theirs(case: Case, inputs: Arrays, cotangent: np.ndarray) -> tuple[np.ndarra
 
 def worst_error(case: Case, implementation: str, dtype: str, seeds: int) -> float:
     """The largest relative error over output and gradients and `seeds` sets of numbers."""
-    run, errors = ours(case, implementation), {}
+    run, errors = ours(case, implementation, dtype), {}
     for seed in range(seeds):
         inputs = make_inputs(replace(case, seed=case.seed + 10**6 * seed), dtype)
         inputs = {name: x for name, x in inputs.items() if x is not None}
@@ -104,7 +110,7 @@ def test_float64(x64: None, index: int, implementation: str) -> None:
 
 @pytest.mark.parametrize("dtype", LOW_PRECISION)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("index", range(12))
+@pytest.mark.parametrize("index", range(10))
 def test_low_precision(index: int, implementation: str, dtype: str) -> None:
     error = worst_error(CASES[index], implementation, dtype, 2)
     print("ERR", implementation, dtype, error)

@@ -6,6 +6,7 @@ Run as a script it is a training process that a test can kill:
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,16 @@ class ToyTask:
     train_size = TRAIN_SIZE
     free_keys = ("log_every", "data.dir")
 
-    def __init__(self, batch_size: int = 8, sleep: float = 0.0, on_evaluate: Any = None):
-        self.batch_size, self.sleep, self.on_evaluate = batch_size, sleep, on_evaluate
+    def __init__(
+        self,
+        batch_size: int = 8,
+        *,
+        noise: float = 0.1,
+        sleep: float = 0.0,
+        on_evaluate: Callable[[int], None] = lambda count: None,
+    ):
+        self.batch_size, self.noise, self.sleep = batch_size, noise, sleep
+        self.on_evaluate = on_evaluate
         self.evaluations = 0
         self.batches: ToyBatches | None = None
 
@@ -102,7 +111,7 @@ class ToyTask:
     def loss(self, variables: Any, batch: Any, key: jax.Array) -> Any:
         layer = variables["params"]["layer"]
         # Noise, so that a lost random key would show.
-        x = batch["x"] + 0.1 * jax.random.normal(key, (FEATURES,))[None, :]
+        x = batch["x"] + self.noise * jax.random.normal(key, (FEATURES,))[None, :]
         logits = x @ layer["kernel"] + layer["bias"][None, :]
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], axis=1)
         mean = 0.9 * variables["batch_stats"]["mean"] + 0.1 * batch["x"].mean(axis=0)
@@ -114,8 +123,7 @@ class ToyTask:
 
     def evaluate(self, variables: Any, put: Any) -> dict[str, dict[str, float]]:
         self.evaluations += 1
-        if self.on_evaluate is not None:
-            self.on_evaluate()
+        self.on_evaluate(self.evaluations)
         batch = points(np.arange(16), 1)
         results = {}
         for which, v in variables.items():
@@ -128,9 +136,15 @@ class ToyTask:
         return f"accuracy {results['average']['accuracy']}"
 
 
+def make_config(**overrides: Any) -> dict[str, Any]:
+    """The toy's config, with overrides of keys that it has."""
+    assert overrides.keys() <= CONFIG.keys(), overrides
+    return CONFIG | overrides
+
+
 def run(workdir: Path, task: ToyTask | None = None, **overrides: Any) -> TrainState:
     """Trains the toy under `workdir` and returns its last state."""
-    config = CONFIG | overrides
+    config = make_config(**overrides)
     task = task or ToyTask(config["batch_size"])
     states = []
     plan = make_plan(config, task.train_size)

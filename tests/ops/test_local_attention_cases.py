@@ -1,0 +1,86 @@
+"""Every implementation against the definition's float64 autodiff, over random cases.
+
+Tolerances, relative to the largest entry of the array compared:
+- float64, 1e-11: sums of at most 13 * 13 products, each rounded to 1e-16, amplified by logits of
+  up to about 30, whose absolute rounding error is the weights' relative error.
+- float32, 2e-5: the same with a rounding of 6e-8.
+- bfloat16 and float16: the inputs are rounded before both computations, so only arithmetic counts.
+  It is float32 inside; what is left is the output's own rounding (2^-9 and 2^-12) and, in the
+  gradients, that of the saved output, which enters by y . dy and is amplified by the sum over
+  D channels and, for the tables, over all pixels: 8 roundings' worth.
+"""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sasa_jax import local_attention
+from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS
+
+from .cases import Case, make_inputs, random_cases
+
+FAST = [name for name in IMPLEMENTATIONS if name != "definition"]
+TOLERANCE = {"float64": 1e-11, "float32": 2e-5, "bfloat16": 8 * 2.0**-9, "float16": 8 * 2.0**-12}
+CASES = list(random_cases(60))
+
+
+def value_and_gradients(case: Case, implementation: str, dtype: str, compute: str) -> dict:
+    """Output and every gradient for inputs rounded to `dtype`, computed in `compute`."""
+    inputs = {name: x for name, x in make_inputs(case, dtype).items() if x is not None}
+    inputs = {name: x.astype(compute) for name, x in inputs.items()}
+    cotangent = inputs.pop("cotangent")
+
+    # Little optimisation: these programs run once.
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def run(inputs: dict, cotangent: jax.Array) -> dict:
+        def attend(inputs: dict) -> jax.Array:
+            inputs = {"key": None, **inputs}
+            return local_attention(**inputs, **case.options, implementation=implementation)
+
+        output, transpose = jax.vjp(attend, inputs)
+        return {"output": output, **transpose(cotangent)[0]}
+
+    return jax.tree.map(np.asarray, run(inputs, cotangent))
+
+
+@cache
+def reference(case: Case, dtype: str) -> dict:
+    with jax.enable_x64(True):
+        return value_and_gradients(case, "definition", dtype, "float64")
+
+
+def assert_close(case: Case, implementation: str, dtype: str) -> None:
+    got = value_and_gradients(case, implementation, dtype, dtype)
+    expected = reference(case, dtype)
+    assert got.keys() == expected.keys()
+    for name, wanted in expected.items():
+        assert got[name].dtype == jnp.dtype(dtype), name
+        # A gradient that is 0 in exact arithmetic (K = 1: one weight, always 1) has no scale.
+        scale = max(np.abs(wanted).max(), 1e-2)
+        error = np.abs(got[name].astype(np.float64) - wanted).max() / scale
+        assert error <= TOLERANCE[dtype], f"{name}: relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("implementation", FAST)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"case{case.seed}")
+def test_float64_random_cases(case: Case, implementation: str, x64) -> None:
+    assert_close(case, implementation, "float64")
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("case", CASES[:3], ids=lambda case: f"case{case.seed}")
+def test_lower_precision(case: Case, dtype: str, implementation: str) -> None:
+    assert_close(case, implementation, dtype)
+
+
+def test_cases_cover_the_options() -> None:
+    assert len({(c.boundary, c.per_head, c.content, c.embeddings) for c in CASES}) >= 10
+    assert any(c.height != c.width for c in CASES)
+    assert any(c.window >= 2 * max(c.height, c.width) for c in CASES)
+    assert {c.heads for c in CASES} >= {1, 2, 3, 4, 8}
+    assert {c.window for c in CASES} >= {1, 3, 5, 7, 9, 13}
+    assert len({(c.height, c.width, c.window) for c in CASES}) >= 50

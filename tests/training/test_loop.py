@@ -1,0 +1,267 @@
+"""The loop with a toy task: exact resumption, devices, accumulation, logs, refusals."""
+
+import dataclasses
+import json
+import re
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sasa_jax.training import (
+    Checkpoints,
+    Interrupted,
+    WorkdirError,
+    check_saved,
+    data_mesh,
+    digest,
+    evaluate,
+    make_plan,
+    make_program,
+    put_batch,
+    saved_digest,
+    saved_step,
+    step_memory,
+)
+from sasa_jax.training.meter import Meter
+from sasa_jax.training.writers import Writers, format_record
+from tests.training.toy import ToyBatches, ToyTask, make_config, run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run: its folder and its final state."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, run(workdir)
+
+
+def stop_at_evaluation(count):
+    """A task that gets Ctrl-C in the middle of its count-th evaluation."""
+
+    def stop(evaluations):
+        if evaluations == count:
+            signal.raise_signal(signal.SIGINT)
+
+    return ToyTask(on_evaluate=stop)
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_learns_and_leaves_the_files_it_promises(whole):
+    workdir, state = whole
+    assert int(state.step) == 20
+    assert {path.name for path in workdir.iterdir()} == {
+        "checkpoints",
+        "metrics.jsonl",
+        "tensorboard",
+    }
+    losses = [r["loss"] for r in records(workdir) if r["kind"] == "train"]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_checkpoint_is_state_data_and_config_and_the_newest_are_kept(whole):
+    workdir, state = whole
+    folder = workdir / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["16", "20"]
+    assert {"state", "data", "config"} <= {path.name for path in (folder / "20").iterdir()}
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        assert checkpoints.config(20)["learning_rate"] == 0.1
+        assert checkpoints.config(20)["plan"]["total_steps"] == 20
+        abstract = make_program(
+            ToyTask(), make_config(), make_plan(make_config(), 40), data_mesh()
+        ).state
+        restored, data = checkpoints.restore(20, abstract)
+    assert data == {"position": 160}
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert digest(restored) == digest(state)
+    assert restored.params["layer"]["kernel"].sharding == state.params["layer"]["kernel"].sharding
+
+
+def test_a_run_stopped_in_an_evaluation_ends_in_the_same_bits(whole, tmp_path):
+    with pytest.raises(Interrupted, match="SIGINT after step 8, which is saved") as stop:
+        run(tmp_path, stop_at_evaluation(1))
+    assert stop.value.exit_code == 130
+    assert saved_step(tmp_path) == 8
+    assert digest(run(tmp_path)) == digest(whole[1]) == saved_digest(tmp_path)
+
+
+def test_a_resumed_run_logs_every_step_once(whole, tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, stop_at_evaluation(2))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        # What a run killed after step 19 and in the middle of a line would leave.
+        file.write('{"kind": "train", "step": 18}\n{"kind": "train", "st')
+    run(tmp_path)
+    entries = [(r["kind"], r["step"]) for r in records(tmp_path)]
+    assert entries == [(r["kind"], r["step"]) for r in records(whole[0])]
+    assert len(entries) == len(set(entries))
+
+
+def test_a_finished_run_is_scored_again_and_not_trained(whole):
+    task = ToyTask()
+    before = saved_digest(whole[0])
+    state = run(whole[0], task)
+    assert digest(state) == before == saved_digest(whole[0])
+    assert task.evaluations == 1
+    assert task.batches.position == 160 and task.batches.closed
+
+
+def test_evaluate_gives_the_last_results_of_training(whole, capsys):
+    config = make_config()
+    results = evaluate(ToyTask(), config, make_plan(config, 40), whole[0])
+    last = [r for r in records(whole[0]) if r["kind"] == "eval"][-1]
+    assert results["average"]["accuracy"] == last["average/accuracy"]
+    assert "step 20  average  accuracy" in capsys.readouterr().out
+
+
+def test_another_config_is_refused_with_its_first_differences(whole):
+    with pytest.raises(WorkdirError, match=r"learning_rate was 0\.1 and is 0\.2") as error:
+        run(whole[0], learning_rate=0.2)
+    assert "another --workdir" in str(error.value)
+    with pytest.raises(WorkdirError, match="a run cannot be extended"):
+        run(whole[0], total_steps=30)
+
+
+def test_keys_that_change_nothing_may_differ(whole):
+    run(whole[0], log_every=7, data={"dir": "there"})
+
+
+def test_no_checkpoint_is_said(tmp_path):
+    with pytest.raises(WorkdirError, match="holds no checkpoint"):
+        check_saved(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def one_step(noise=0.0, **overrides):
+    """The state after one step, and the compiled program."""
+    config = make_config(**overrides)
+    task, mesh = ToyTask(config["batch_size"], noise=noise), data_mesh()
+    with jax.set_mesh(mesh):
+        program = make_program(task, config, make_plan(config, 40), mesh)
+        step = program.step.lower(program.state, program.batch).compile()
+        batch = put_batch(next(ToyBatches(config["batch_size"], 0.0)), mesh)
+        state, scalars = step(program.init(), batch)
+    return state, scalars, step
+
+
+def test_accumulation_equals_the_large_batch():
+    options = dict(batch_size=24, warmup_epochs=0.0)
+    at_once, scalars, _ = one_step(**options)
+    in_turn, scalars_in_turn, step = one_step(**options, accumulation_steps=3)
+    for name in ("params", "opt_state"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7),
+            getattr(at_once, name),
+            getattr(in_turn, name),
+        )
+    assert float(scalars["loss"]) == pytest.approx(float(scalars_in_turn["loss"]), rel=1e-6)
+    # Three micro-batches move the running mean three times; every device keeps its examples.
+    assert not np.allclose(at_once.batch_stats["mean"], in_turn.batch_stats["mean"])
+    assert not re.search("all-to-all|all-gather|collective-permute", step.as_text())
+
+
+def test_state_is_replicated_donated_and_averaged():
+    state, _, step = one_step(warmup_epochs=0.0)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
+    assert len(state.step.sharding.device_set) == jax.device_count() == 4
+    # Everything but the logged scalars is written over the old state.
+    memory = step_memory(step)
+    assert memory.new_outputs < 200 and memory.total > memory.arguments
+    # decay 1/10 at the first step: nine tenths of the new value.
+    init = make_program(ToyTask(), make_config(), make_plan(make_config(), 40), data_mesh()).init()
+    expected = 0.1 * init.params["layer"]["kernel"] + 0.9 * state.params["layer"]["kernel"]
+    np.testing.assert_allclose(state.averages["params"]["layer"]["kernel"], expected, rtol=1e-5)
+    mean = state.averages["batch_stats"]["mean"]
+    np.testing.assert_allclose(mean, 0.9 * state.batch_stats["mean"], rtol=1e-5)
+
+
+def test_every_step_has_its_own_random_key(tmp_path):
+    final = run(tmp_path, total_steps=2)
+    still = run(tmp_path / "still", ToyTask(noise=0.0), total_steps=2)
+    assert digest(final.params) != digest(still.params)
+
+
+def test_digest_sees_every_part_of_every_leaf(whole):
+    state = whole[1]
+    leaves, tree = jax.tree.flatten(state)
+    seen = {digest(state)}
+    for index, leaf in enumerate(leaves):
+        one = np.asarray(leaf).copy()
+        one.reshape(-1)[-1] += 1
+        seen.add(digest(jax.tree.unflatten(tree, [*leaves[:index], one, *leaves[index + 1 :]])))
+    assert len(seen) == len(leaves) + 1
+    zeros = np.zeros(2, np.float32)
+    variants = [{"a": zeros}, {"b": zeros}, {"a": zeros.reshape(2, 1)}, {"a": zeros.view(np.int32)}]
+    assert len({digest(v) for v in variants}) == 4
+    assert digest({"a": zeros, "b": 1}) == digest({"b": 1, "a": zeros})
+
+
+def test_scalars_are_read_one_interval_late():
+    meter = Meter(batch_size=8, devices=4, start_step=0, total_steps=10)
+    for step in range(1, 5):
+        meter.add({"loss": jnp.float32(step), "learning_rate": jnp.float32(0.1 * step)})
+        if step == 2:
+            assert meter.cut(2) is None
+    record = meter.cut(4)
+    assert (record["step"], record["loss"]) == (2, 1.5)
+    assert record["learning_rate"] == pytest.approx(0.2)
+    assert record["images_per_second"] == pytest.approx(4 * record["images_per_second_per_chip"])
+    assert meter.read()["loss"] == 3.5
+    assert meter.read() is None
+
+
+def test_the_log_line_has_what_a_person_watches():
+    line = format_record(
+        {
+            "kind": "train",
+            "step": 100,
+            "total_steps": 2000,
+            "loss": 1.23456,
+            "learning_rate": 0.3,
+            "images_per_second": 812.34,
+            "images_per_second_per_chip": 203.085,
+            "data_wait_share": 0.0123,
+            "seconds_left": 3725.2,
+        }
+    )
+    assert line == (
+        "step 100/2000  loss 1.2346  learning rate 0.3  812.3 images/s (203.1 a chip)  "
+        "data wait 1.2%  left 1:02:05"
+    )
+
+
+def test_pictures_reach_tensorboard(tmp_path):
+    with Writers(tmp_path) as writers:
+        writers.image(3, "attention", np.zeros((4, 6, 3), np.uint8))
+        writers.write({"kind": "eval", "step": 3, "average/accuracy": 0.5})
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    content = events.read_bytes()
+    assert b"attention" in content and b"eval/average/accuracy" in content
+
+
+def test_only_the_first_process_writes(tmp_path):
+    with Writers(tmp_path / "nowhere", active=False) as writers:
+        writers.write({"kind": "eval", "step": 3, "average/accuracy": 0.5})
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_training_imports_nothing_of_ours():
+    import ast
+    import pathlib
+
+    import sasa_jax.training
+
+    for path in pathlib.Path(sasa_jax.training.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("sasa_jax"):
+                assert node.module.startswith("sasa_jax.training"), path
+
+
+def test_the_state_is_plain_dicts(whole):
+    for field in dataclasses.fields(whole[1]):
+        if field.name in ("params", "batch_stats", "averages"):
+            assert type(getattr(whole[1], field.name)) is dict
