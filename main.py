@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+import cv2
 import flax
 import jax
 from absl import app, flags, logging
@@ -31,7 +32,6 @@ from sasa_jax.analysis import count, format_table, save_attention_figure
 from sasa_jax.tasks import Classification
 from sasa_jax.tasks.classification_data import open_data
 
-_CONFIGS = Path(__file__).parent / "configs"
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; configs/digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<name of the config>.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "dry_run", "digest"], "What to do.")
@@ -73,7 +73,7 @@ def run(config: dict[str, Any], workdir: Path, mode: str) -> None:
         print(stop)
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
-        print("stopped before the first step")
+        print("stopped at once: nothing was saved but the checkpoints that stand")
         sys.exit(130)
     if jax.process_index() == 0:
         print(task.headline(results))
@@ -84,12 +84,13 @@ def _prepare(
 ) -> tuple[Classification, training.Plan]:
     """All that can be refused is refused here: before any compilation."""
     training.check_division(config["batch_size"], config["accumulation_steps"], jax.device_count())
-    if mode == "train":
-        _check_writable(workdir)
     if mode == "eval":
         training.check_saved(workdir)
     task = Classification(config, open_data(config, allow_absent=mode == "dry_run"))
-    return task, training.make_plan(config, task.train_size)
+    plan = training.make_plan(config, task.train_size)
+    if mode == "train":
+        _check_writable(workdir)
+    return task, plan
 
 
 def _check_writable(workdir: Path) -> None:
@@ -177,12 +178,14 @@ def _draw_attention(
     names = task.data.evaluation.class_names
     title = f"label {names[label]}, network says {names[guess]}"
     save_attention_figure(path, image, attention, title=title)
+    picture = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    writers.image(int(state.step), "attention", picture)
     print(f"attention maps: {path}")
 
 
 def _default_workdir() -> str:
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
-    return f"runs/{Path(config_file.replace('.py:', '_')).stem}"
+    return f"runs/{Path(config_file.replace('.py:', '_').removesuffix('.py')).name}"
 
 
 def _refuse(error: Exception) -> NoReturn:
@@ -196,7 +199,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """As absl does, but a wrong config or key is one line like every other refusal."""
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, OSError) as error:
+    except (flags.Error, AttributeError, KeyError) as error:
         if "--verbosity=1" in argv:
             raise
         print(f"error: {_flag_reason(error)}", file=sys.stderr)
@@ -205,22 +208,29 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 def _flag_reason(error: Exception) -> str:
     reason: Any = error
-    if isinstance(error, OSError):
-        there = ", ".join(f"configs/{path.name}" for path in sorted(_CONFIGS.glob("*.py")))
-        return f"--config names no file: {' '.join(str(error).split())}. There are {there}"
     while "Error whilst parsing config file" in str(reason) and reason.__context__:
         reason = reason.__context__
     while isinstance(reason, BaseException):
         reason = reason.args[0]
-    key = "no such config key: " if isinstance(error, AttributeError | KeyError) else ""
-    return key + " ".join(str(reason).split())
+    if isinstance(error, flags.Error):
+        return str(reason)
+    return f"no such config key: {' '.join(str(reason).split())}"
 
 
 def _config_first(argv: list[str]) -> list[str]:
     """The arguments with --config, or its default, before the overrides of its keys."""
     name, *rest = argv
-    default = f"--config={_CONFIGS / 'digits.py'}"
-    chosen = [arg for arg in rest if arg.startswith("--config=")] or [default]
+    configs = Path(__file__).parent / "configs"
+    chosen = [arg for arg in rest if arg.startswith("--config=")]
+    chosen = chosen or [f"--config={configs / 'digits.py'}"]
+    file = chosen[-1].removeprefix("--config=").split(":")[0]
+    if not Path(file).is_file():
+        there = ", ".join(
+            f"configs/{path.name}"
+            for path in sorted(configs.glob("*.py"))
+            if path.name != "common.py"
+        )
+        _refuse(ValueError(f"--config: there is no file {file}; there are {there}"))
     return [name, *chosen, *(arg for arg in rest if arg not in chosen)]
 
 

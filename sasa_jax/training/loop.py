@@ -55,7 +55,7 @@ def train(
         checkpoints = stack.enter_context(Checkpoints(workdir, keep=config["keep_checkpoints"]))
 
         # ---- Where does the run stand? Another config is refused before anything is computed. ----
-        start = checkpoints.latest_step() or 0
+        start = checkpoints.latest_step()
         if start:
             stored = checkpoints.config(start)
             check_same_config(workdir, stored, stored_config, task.free_keys)
@@ -96,7 +96,7 @@ def train(
             total_steps=plan.total_steps,
         )
 
-        def evaluate() -> Results:
+        def score() -> Results:
             with meter.pausing():
                 begin = time.perf_counter()
                 variables = {"average": state.averages, "raw": state.raw}
@@ -112,7 +112,7 @@ def train(
         results: Results | None = None
         if evaluate_again:
             with guard.droppable():
-                results = evaluate()
+                results = score()
         while step < plan.total_steps and guard.signum is None:
             # Fetched, and sent to the devices, while they are busy with the step before.
             with meter.waiting():
@@ -130,16 +130,18 @@ def train(
             # Save and evaluate before the next batch is fetched: the iterator then stands where
             # this state left it. What is logged so far is written before, so that a run taken up
             # from here misses no line.
-            save = due(step, config["checkpoint_every"])
-            score = due(step, config["eval_every"])
-            if (save or score) and (record := meter.read()):
+            save_now = due(step, config["checkpoint_every"])
+            score_now = due(step, config["eval_every"])
+            if (save_now or score_now) and (record := meter.read()):
                 writers.write(record)
-            if save:
+            if save_now:
                 with meter.pausing():
                     checkpoints.save(step, state, batches.get_state(), stored_config)
-            if score and guard.signum is None:
-                with guard.droppable():
-                    results = evaluate()
+            if score_now:
+                results = None
+                if guard.signum is None:
+                    with guard.droppable():
+                        results = score()
 
         # ---- The end, or a signal. ----
         finished = step == plan.total_steps and results is not None

@@ -66,6 +66,11 @@ def make_plan(config: Mapping[str, Any], train_size: int) -> Plan:
 def check_division(batch_size: int, accumulation_steps: int, devices: int) -> None:
     """Raises ValueError unless every device gets as many examples in every micro-batch."""
     unit = accumulation_steps * devices
+    if unit < 1 or batch_size < 1:
+        raise ValueError(
+            "batch_size and accumulation_steps must be at least 1, got "
+            f"{batch_size} and {accumulation_steps}"
+        )
     if batch_size % unit:
         fits = max(batch_size // unit, 1) * unit
         raise ValueError(

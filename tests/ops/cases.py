@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Case:
-    """One problem: shapes and options of `sasa_jax.local_attention`, and the seed of its numbers."""
+    """One problem: shapes and options of `local_attention`, and the seed of its numbers."""
 
     batch: int
     height: int
@@ -24,6 +24,9 @@ class Case:
     content: bool  # False: key=None
     embeddings: bool  # False: no tables
     seed: int
+
+    def __str__(self) -> str:
+        return f"case{self.seed}"
 
     @property
     def options(self) -> dict:

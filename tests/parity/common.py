@@ -8,21 +8,19 @@ import numpy as np
 
 # Compiles in half the time; what is computed stays the same.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
-# In float64, a tensor that is smaller everywhere is zero but for rounding.
-ROUNDING = 1e-11
 
 
-def relative_error(actual: Any, expected: Any) -> float:
-    """max |actual - expected| / max |expected|; absolute where `expected` is zero but for rounding.
+def relative_error(actual: Any, expected: Any, small: float = 1e-11) -> float:
+    """max |actual - expected| / max |expected|; absolute if `expected` is nowhere above `small`.
 
-    A result that is not finite is infinitely wrong.
+    By default that is where it is zero but for float64's rounding. Not finite is infinitely wrong.
     """
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, f"shapes {actual.shape} and {expected.shape}"
     if not np.isfinite(actual).all():
         return math.inf
     scale = np.max(np.abs(expected))
-    return float(np.max(np.abs(actual - expected)) / (scale if scale > ROUNDING else 1.0))
+    return float(np.max(np.abs(actual - expected)) / (scale if scale > small else 1.0))
 
 
 def random_variables(shapes: Mapping[str, Any], seed: int) -> dict[str, Any]:

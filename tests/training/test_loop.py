@@ -81,11 +81,13 @@ def test_a_checkpoint_is_state_data_and_config_and_the_newest_are_kept(whole):
     assert restored.params["layer"]["kernel"].sharding == state.params["layer"]["kernel"].sharding
 
 
-def test_a_run_stopped_in_an_evaluation_ends_in_the_same_bits(whole, tmp_path):
-    with pytest.raises(Interrupted, match="SIGINT after step 8, which is saved") as stop:
-        run(tmp_path, stop_at_evaluation(1))
+@pytest.mark.parametrize(("evaluation", "step"), [(1, 8), (3, 20)])
+def test_a_run_stopped_in_an_evaluation_ends_in_the_same_bits(whole, tmp_path, evaluation, step):
+    """Also in the last one, when there is nothing left to train."""
+    with pytest.raises(Interrupted, match=f"SIGINT after step {step}, which is saved") as stop:
+        run(tmp_path, stop_at_evaluation(evaluation))
     assert stop.value.exit_code == 130
-    assert saved_step(tmp_path) == 8
+    assert saved_step(tmp_path) == step
     assert digest(run(tmp_path)) == digest(whole[1]) == saved_digest(tmp_path)
 
 

@@ -1,7 +1,6 @@
 """The public functions: checks, choice of implementation, several devices."""
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -25,9 +24,9 @@ def local_attention(
 ) -> jax.Array:
     """Attention of every pixel over the K x K window around it (section 3.2, equations 2 and 3).
 
-        y_ij = sum_{(a, b) in window of ij} softmax_ab(scale (q_ij . k_ab + q_ij . r_{a-i, b-j})) v_ab
+        y_ij = sum_ab softmax_ab(scale (q_ij . k_ab + q_ij . r_{a-i, b-j})) v_ab
 
-    with r_{a-i, b-j} = concat(row_embedding[a-i], column_embedding[b-j]), for each head apart.
+    over the pixels ab of the window around ij, with r_{a-i, b-j} = concat(row_embedding[a-i], column_embedding[b-j]), for each head apart.
     Projections are the caller's. Logits and softmax are float32, float64 for float64 inputs.
 
     Args:
@@ -131,7 +130,7 @@ def _problem(inputs: Inputs, options: Options, devices: int) -> Problem:
 
 
 def _batch_mesh(batch: int) -> jax.sharding.AbstractMesh | None:
-    """The context mesh if the batch can be spread over it; the loops over images then stay local."""
+    """The context mesh if the batch can be spread over it, so that loops over images stay local."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or batch % mesh.size:
         return None

@@ -12,7 +12,7 @@ from sasa_jax.ops.local_attention.contract import Inputs
 from sasa_jax.ops.local_attention.definition import softmax_dtype
 
 
-def chunk_size(batch: int, bytes_per_image: int, limit: int = 2**24) -> int:
+def chunk_size(batch: int, bytes_per_image: int, limit: int = 2**22) -> int:
     """The largest divisor of `batch` whose images stay within `limit` bytes; 1 at least."""
     fitting = min(batch, max(1, limit // bytes_per_image))
     return max(size for size in range(1, fitting + 1) if batch % size == 0)

@@ -67,8 +67,8 @@ def differentiable(forward: Forward, backward: Backward) -> Callable[[Options, I
     grows with the map and not with the window.
 
     Args:
-      forward: (options, inputs) -> (output, log_sum_exp); log_sum_exp [B, H, W, N], float32 (float64
-        for float64 inputs), over all slots that the softmax sees.
+      forward: (options, inputs) -> (output, log_sum_exp); log_sum_exp [B, H, W, N], over all slots
+        that the softmax sees, float32 (float64 for float64 inputs).
       backward: (options, inputs, output, log_sum_exp, output_cotangent) -> the inputs' cotangents,
         in the inputs' dtypes, None where the input is None.
 

@@ -60,7 +60,7 @@ def windows(image: jax.Array, window: int) -> jax.Array:
 
 
 def relative_embedding(inputs: Inputs, dtype: jnp.dtype) -> jax.Array:
-    """r, [K, K, N, D]: the first half of every head's dimension is the row's, the rest the column's."""
+    """r, [K, K, N, D]: half of every head's dimension is the row's, half the column's."""
     heads = inputs.query.shape[3]
     rows, columns = (
         per_head(table, heads).astype(dtype)

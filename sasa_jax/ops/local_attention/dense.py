@@ -61,7 +61,7 @@ def _chunk_size(inputs: Inputs) -> int:
 def _cut(options: Options, inputs: Inputs) -> Blocks:
     """One block an image and head, over the axes (B, N)."""
     query = inputs.query * options.scale
-    batch, height, width, heads, _ = query.shape
+    height, width = query.shape[1:3]
     rows, columns = (x.transpose(0, 3, 1, 2, 4) for x in core.relative_logits(options, inputs))
     # Keys stand at -K//2 to H - 1 + K//2, so beyond the image too.
     rows = core.skew(rows.swapaxes(-2, -3)).swapaxes(-2, -3)  # [B, N, H, W, H + K - 1]
@@ -80,8 +80,7 @@ def _cut(options: Options, inputs: Inputs) -> Blocks:
             lse(outside_rows) + lse(columns), lse(inside_rows) + lse(outside_columns)
         )
     key, value = (
-        None if x is None else _flat(x).swapaxes(-1, -2)
-        for x in (inputs.key, inputs.value)
+        None if x is None else _flat(x).swapaxes(-1, -2) for x in (inputs.key, inputs.value)
     )
     return Blocks(_flat(query), key, value, inside_rows, inside_columns, padding)
 

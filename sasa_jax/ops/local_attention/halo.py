@@ -69,10 +69,11 @@ def _tile(options: Options, inputs: Inputs) -> tuple[int, int]:
 
 
 def _chunk_size(options: Options, inputs: Inputs, tile: tuple[int, int]) -> int:
-    batch, height, width, heads, _ = inputs.query.shape
+    batch, height, width, heads, dim = inputs.query.shape
+    tiles = -(-height // tile[0]) * -(-width // tile[1])
     keys = (tile[0] + options.window - 1) * (tile[1] + options.window - 1)
-    itemsize = softmax_dtype(inputs.query.dtype).itemsize
-    return chunk_size(batch, height * width * heads * keys * itemsize)
+    numbers = tiles * heads * keys * (tile[0] * tile[1] + 2 * dim)  # logits, keys, values
+    return chunk_size(batch, numbers * softmax_dtype(inputs.query.dtype).itemsize)
 
 
 def _cut(options: Options, tile: tuple[int, int], inputs: Inputs) -> Blocks:

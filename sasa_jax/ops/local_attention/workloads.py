@@ -35,4 +35,6 @@ RESNET50 = (
 )
 
 # One of each resolution: what the benchmark compares.
-RESOLUTIONS = tuple(w for w in RESNET50 if w.name in ("56x56x64", "28x28x128", "14x14x256", "7x7x512"))
+RESOLUTIONS = tuple(
+    w for w in RESNET50 if w.name in ("56x56x64", "28x28x128", "14x14x256", "7x7x512")
+)

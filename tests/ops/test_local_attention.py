@@ -1,0 +1,205 @@
+"""What local attention must do, whatever computes it: limits, isolation, memory."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sasa_jax import local_attention, local_attention_weights
+from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS
+from sasa_jax.ops.local_attention.workloads import RESOLUTIONS
+
+FAST = [name for name in IMPLEMENTATIONS if name != "definition"]
+every = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+fast = pytest.mark.parametrize("implementation", FAST)
+
+# float32: a few roundings of 6e-8 on sums of order one, with logits of a few units.
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def arguments(
+    shape: tuple[int, int, int, int, int] = (2, 6, 9, 2, 4), window: int = 5
+) -> dict[str, jax.Array]:
+    """Images and shared tables."""
+    half = shape[-1] // 2
+    return {
+        "query": normal(0, *shape),
+        "key": normal(1, *shape),
+        "value": normal(2, *shape),
+        "row_embedding": normal(3, window, half),
+        "column_embedding": normal(4, window, half),
+    }
+
+
+def gradients(inputs: dict[str, jax.Array], cotangent: jax.Array, **options) -> dict:
+    _, transpose = jax.vjp(lambda inputs: local_attention(**inputs, **options), inputs)
+    return transpose(cotangent)[0]
+
+
+@every
+def test_window_of_one_returns_the_values(implementation: str) -> None:
+    inputs = arguments(window=1)
+    output = local_attention(**inputs, window=1, implementation=implementation)
+    np.testing.assert_allclose(output, inputs["value"], rtol=1e-6)
+
+
+@every
+def test_window_over_the_map_is_global_attention(implementation: str) -> None:
+    inputs = arguments((2, 3, 4, 2, 4), window=7)
+    del inputs["row_embedding"], inputs["column_embedding"]
+    output = local_attention(**inputs, window=7, boundary="mask", implementation=implementation)
+    query, key, value = (inputs[x].reshape(2, 12, 2, 4) for x in ("query", "key", "value"))
+    weights = jax.nn.softmax(jnp.einsum("bqnd,bknd->bnqk", query, key), axis=-1)
+    expected = jnp.einsum("bnqk,bknd->bqnd", weights, value).reshape(output.shape)
+    np.testing.assert_allclose(output, expected, **CLOSE)
+
+
+@every
+def test_zero_query_and_embeddings_give_the_mean(implementation: str) -> None:
+    inputs = arguments(window=3)
+    for name in ("query", "row_embedding", "column_embedding"):
+        inputs[name] = jnp.zeros_like(inputs[name])
+    height, width = inputs["value"].shape[1:3]
+
+    def total(image: jax.Array) -> jax.Array:
+        padded = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0)))
+        return sum(padded[:, r : r + height, c : c + width] for r in range(3) for c in range(3))
+
+    sums, counts = total(inputs["value"]), total(jnp.ones_like(inputs["value"]))
+    attend = partial(local_attention, **inputs, window=3, implementation=implementation)
+    np.testing.assert_allclose(attend(boundary="zero"), sums / 9, **CLOSE)
+    np.testing.assert_allclose(attend(boundary="mask"), sums / counts, **CLOSE)
+
+
+@every
+def test_shifting_the_image_shifts_the_interior(implementation: str) -> None:
+    inputs = arguments((1, 12, 12, 2, 4))
+    attend = partial(local_attention, window=5, implementation=implementation)
+    output = attend(**inputs)
+    images = {x: jnp.roll(inputs[x], (1, 3), axis=(1, 2)) for x in ("query", "key", "value")}
+    moved = jnp.roll(attend(**inputs | images), (-1, -3), axis=(1, 2))
+    # Pixels whose window meets no border, before and after the shift.
+    np.testing.assert_allclose(moved[:, 2:-3, 2:-5], output[:, 2:-3, 2:-5], **CLOSE)
+
+
+@every
+@pytest.mark.parametrize("boundary", ["zero", "mask"])
+def test_outside_the_window_nothing_counts(boundary: str, implementation: str) -> None:
+    """Numbers of 1e20 beyond a query's window change nothing, bit for bit.
+
+    They are finite: forms that multiply whole tiles give such keys the weight 0, and 0 * inf would
+    be NaN. Keys of that size drive the logits to +-inf where they are not cut off.
+    """
+    inputs = arguments((1, 9, 11, 2, 4))
+    row, column = 4, 6
+    window = np.zeros((1, 9, 11, 1, 1), bool)
+    window[:, row - 2 : row + 3, column - 2 : column + 3] = True
+    poisoned = {x: jnp.where(window, inputs[x], 1e20) for x in ("key", "value")}
+    cotangent = jnp.zeros_like(inputs["query"]).at[:, row, column].set(1.0)
+    options = {"window": 5, "boundary": boundary, "implementation": implementation}
+
+    def run(inputs: dict) -> dict:
+        output = local_attention(**inputs, **options)[:, row, column]
+        return {"output": output, **gradients(inputs, cotangent, **options)}
+
+    clean, dirty = run(inputs), run(inputs | poisoned)
+    dirty["query"] = jnp.where(cotangent != 0, dirty["query"], 0)
+    jax.tree.map(np.testing.assert_array_equal, dirty, clean)
+
+
+@every
+@pytest.mark.parametrize("boundary", ["zero", "mask"])
+def test_other_images_and_heads_never_leak(boundary: str, implementation: str) -> None:
+    """Ragged tiles, and NaN in the neighbouring images and heads: padding must not reach them."""
+    inputs = arguments((3, 5, 6, 3, 4), window=7)
+    own = np.zeros((3, 5, 6, 3, 4), bool)
+    own[1, :, :, 1] = True
+    poisoned = {x: jnp.where(own, inputs[x], jnp.nan) for x in ("query", "key", "value")}
+    options = {"window": 7, "boundary": boundary, "implementation": implementation}
+    cotangent = normal(5, *own.shape)
+
+    def run(inputs: dict) -> dict:
+        found = gradients(inputs, cotangent, **options)
+        found["output"] = local_attention(**inputs, **options)
+        return {x: found[x][1, :, :, 1] for x in ("output", "query", "key", "value")}
+
+    jax.tree.map(np.testing.assert_array_equal, run(inputs | poisoned), run(inputs))
+
+
+@pytest.mark.parametrize("boundary", ["zero", "mask"])
+def test_weights(boundary: str) -> None:
+    """Weights sum to 1, give the output, and hold exactly 0 on padding with "mask" only."""
+    inputs = arguments((2, 4, 6, 3, 4), window=5)
+    value = inputs.pop("value")
+    weights = local_attention_weights(**inputs, window=5, boundary=boundary)
+    assert weights.shape == (2, 4, 6, 3, 5, 5)
+    np.testing.assert_allclose(weights.sum(axis=(-2, -1)), 1.0, rtol=1e-6)
+    output = np.zeros(value.shape)
+    outside = np.ones((4, 6, 5, 5), bool)
+    for i, j, r, c in np.ndindex(4, 6, 5, 5):
+        a, b = i + r - 2, j + c - 2
+        if 0 <= a < 4 and 0 <= b < 6:
+            output[:, i, j] += weights[:, i, j, :, r, c, None] * value[:, a, b]
+            outside[i, j, r, c] = False
+    expected = local_attention(**inputs, value=value, window=5, boundary=boundary)
+    np.testing.assert_allclose(output, expected, **CLOSE)
+    on_padding = weights.transpose(1, 2, 4, 5, 0, 3)[outside]
+    assert (on_padding == 0).all() if boundary == "mask" else (on_padding > 0).all()
+
+
+@every
+def test_two_runs_are_equal_to_the_bit(implementation: str) -> None:
+    inputs = arguments()
+    run = jax.jit(partial(gradients, window=5, implementation=implementation))
+    first, second = run(inputs, inputs["value"]), run(inputs, inputs["value"])
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@every
+def test_vmap_and_jit(implementation: str) -> None:
+    inputs = arguments()
+    attend = partial(local_attention, window=5, implementation=implementation)
+    expected = attend(**inputs)
+
+    def one(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        images = {"query": query[None], "key": key[None], "value": value[None]}
+        return attend(**inputs | images)[0]
+
+    output = jax.jit(jax.vmap(one))(inputs["query"], inputs["key"], inputs["value"])
+    np.testing.assert_allclose(output, expected, **CLOSE)
+
+
+@fast
+def test_no_forward_mode(implementation: str) -> None:
+    inputs = arguments()
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.jvp(
+            lambda x: local_attention(
+                **inputs | {"query": x}, window=5, implementation=implementation
+            ),
+            (inputs["query"],),
+            (inputs["query"],),
+        )
+
+
+@pytest.mark.parametrize("workload", RESOLUTIONS, ids=lambda workload: workload.name)
+def test_backward_needs_a_tenth_of_the_memory(workload) -> None:
+    """Temporary bytes of the compiled gradient at ResNet-50's shapes; nothing is run."""
+    image = jax.ShapeDtypeStruct(workload.shape(batch=8), jnp.float32)
+    half = workload.channels // workload.heads // 2
+    table = jax.ShapeDtypeStruct((workload.window, half), jnp.float32)
+    inputs = {"query": image, "key": image, "value": image}
+    inputs |= {"row_embedding": table, "column_embedding": table}
+
+    def temporary_bytes(implementation: str | None) -> int:
+        run = jax.jit(partial(gradients, implementation=implementation))
+        return run.lower(inputs, image).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(None) <= temporary_bytes("definition") / 10
+    assert temporary_bytes("halo") <= temporary_bytes("definition") / 10
