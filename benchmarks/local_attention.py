@@ -26,20 +26,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-# Reuse freed memory: without these, page faults on fresh memory drown what is measured.
-MALLOC = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "30000000000",
-    "MALLOC_ARENA_MAX": "1",
-}
-if any(os.environ.get(name) != value for name, value in MALLOC.items()):
-    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from sasa_jax import local_attention
 from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS
@@ -50,6 +37,12 @@ try:
 except ImportError:
     torch = None
 
+# Reuse freed memory: without these, page faults on fresh memory drown what is measured.
+MALLOC = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "30000000000",
+    "MALLOC_ARENA_MAX": "1",
+}
 Call = Callable[[], object]
 DIRECTIONS = ("forward", "forward_backward")
 
@@ -229,4 +222,7 @@ def cores() -> int:
 
 
 if __name__ == "__main__":
+    if any(os.environ.get(name) != value for name, value in MALLOC.items()):
+        # The allocator reads them when a process starts.
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MALLOC)
     main()

@@ -30,19 +30,21 @@ def get_config() -> ConfigDict:
     config.data.eval_split = "test"
     config.data.image_size = 32
     config.data.threads = 2
-    config.data.augmentation = common.augmentation("shift_rotate", shift=3.0, rotation=12.0)
+    config.data.augmentation = common.augmentation(
+        "shift_rotate", shift=3.0, rotation=15.0, scale=0.25, shear=20.0
+    )
 
-    config.total_epochs = 60.0
-    config.warmup_epochs = 2.0
-    config.batch_size = 32
-    config.eval_batch_size = 120
-    config.learning_rate = 0.3
+    config.total_epochs = 45.0
+    config.warmup_epochs = 1.5
+    config.batch_size = 16
+    config.eval_batch_size = 60
+    config.learning_rate = 0.2
     config.clip_norm = 1.0
     config.weight_decay = 1e-4
     config.label_smoothing = 0.1
-    config.average_decay = 0.99
+    config.average_decay = 0.995
 
     config.log_every = 100
-    config.eval_every = 500
-    config.checkpoint_every = 500
+    config.eval_every = 1000
+    config.checkpoint_every = 1000
     return config

@@ -137,7 +137,7 @@ class ResNet(nnx.Module):
         logit_scale: LogitScale = "none",
         per_head_embeddings: bool = False,
         grouped_projections: bool = False,
-        query_key_init_scale: float = 1.0,
+        query_key_init_scale: float = 0.0625,
         embedding_init_std: float = 1.0,
         stem_values: StemValues = "spatial",
         stem_mixtures: int = 4,

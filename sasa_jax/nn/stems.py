@@ -91,7 +91,7 @@ class AttentionStem(nnx.Module):
         values: StemValues = "spatial",
         mixtures: int = 4,
         relative: bool = True,
-        query_key_init_scale: float = 1.0,
+        query_key_init_scale: float = 0.0625,
         embedding_init_std: float = 1.0,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-# Compiles in half the time; what is computed stays the same.
+# Compiles in half the time. It is stricter, too: a value computed twice, in two fusions, may round
+# differently in each, as on accelerators; code that needs the two bitwise equal fails here.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 
 
@@ -17,7 +18,7 @@ def relative_error(actual: Any, expected: Any, small: float = 1e-11) -> float:
     """
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, f"shapes {actual.shape} and {expected.shape}"
-    if not np.isfinite(actual).all():
+    if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
         return math.inf
     scale = np.max(np.abs(expected))
     return float(np.max(np.abs(actual - expected)) / (scale if scale > small else 1.0))
@@ -36,9 +37,8 @@ def random_variables(shapes: Mapping[str, Any], seed: int) -> dict[str, Any]:
         if name in ("scale", "var"):
             return rng.uniform(0.5, 1.5, value.shape)
         inputs = 1
-        if (
-            name == "kernel"
-        ):  # [..., C_in, C_out], of which [K, K, C_in, C_out] sums over the window
+        if name == "kernel":
+            # A convolution's [K, K, C_in, C_out] sums over the window too.
             inputs = math.prod(value.shape[:-1]) if len(value.shape) == 4 else value.shape[-2]
         return rng.normal(0, 1 / math.sqrt(inputs), value.shape)
 

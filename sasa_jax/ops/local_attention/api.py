@@ -26,8 +26,9 @@ def local_attention(
 
         y_ij = sum_ab softmax_ab(scale (q_ij . k_ab + q_ij . r_{a-i, b-j})) v_ab
 
-    over the pixels ab of the window around ij, with r_{a-i, b-j} = concat(row_embedding[a-i], column_embedding[b-j]), for each head apart.
-    Projections are the caller's. Logits and softmax are float32, float64 for float64 inputs.
+    over the pixels ab of the window around ij, for each head apart, where
+    r_{a-i, b-j} = concat(row_embedding[a-i], column_embedding[b-j]). Projections are the caller's.
+    Logits and softmax are float32, float64 for float64 inputs.
 
     Args:
       query: [B, H, W, N, D], float32, float64, bfloat16 or float16.

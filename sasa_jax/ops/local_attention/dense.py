@@ -60,12 +60,10 @@ def _chunk_size(inputs: Inputs) -> int:
 
 def _cut(options: Options, inputs: Inputs) -> Blocks:
     """One block an image and head, over the axes (B, N)."""
-    query = inputs.query * options.scale
-    height, width = query.shape[1:3]
-    rows, columns = (x.transpose(0, 3, 1, 2, 4) for x in core.relative_logits(options, inputs))
-    # Keys stand at -K//2 to H - 1 + K//2, so beyond the image too.
-    rows = core.skew(rows.swapaxes(-2, -3)).swapaxes(-2, -3)  # [B, N, H, W, H + K - 1]
-    columns = core.skew(columns)
+    height, width = inputs.query.shape[1:3]
+    query = (inputs.query * options.scale).transpose(0, 3, 1, 2, 4)
+    # Of keys at -K//2 to H - 1 + K//2, so beyond the image too.
+    rows, columns = core.relative_logits(options, inputs, query)
     reach = options.window // 2
     inside_rows = rows[..., reach : reach + height]
     inside_columns = columns[..., reach : reach + width]
@@ -82,7 +80,8 @@ def _cut(options: Options, inputs: Inputs) -> Blocks:
     key, value = (
         None if x is None else _flat(x).swapaxes(-1, -2) for x in (inputs.key, inputs.value)
     )
-    return Blocks(_flat(query), key, value, inside_rows, inside_columns, padding)
+    query = query.reshape(*query.shape[:2], height * width, query.shape[-1])
+    return Blocks(query, key, value, inside_rows, inside_columns, padding)
 
 
 def _flat(image: jax.Array) -> jax.Array:

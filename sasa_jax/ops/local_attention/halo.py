@@ -79,13 +79,9 @@ def _chunk_size(options: Options, inputs: Inputs, tile: tuple[int, int]) -> int:
 def _cut(options: Options, tile: tuple[int, int], inputs: Inputs) -> Blocks:
     """Blocks over the axes (B, tile rows, tile columns, N)."""
     height, width = inputs.query.shape[1:3]
-    query = inputs.query * options.scale
-    rows, columns = (
-        _tile_queries(x, tile).reshape(*_grid(x, tile), *tile, options.window)
-        for x in core.relative_logits(options, inputs)
-    )
-    rows = core.skew(rows.swapaxes(-2, -3)).swapaxes(-2, -3)
-    columns = core.skew(columns)
+    query = _tile_queries(inputs.query * options.scale, tile)
+    square = query.reshape(*query.shape[:4], *tile, query.shape[-1])
+    rows, columns = core.relative_logits(options, inputs, square)
     if options.boundary == "mask":
         outside_rows = _outside(height, tile[0], options.window).astype(rows.dtype)
         outside_columns = _outside(width, tile[1], options.window).astype(rows.dtype)
@@ -95,18 +91,13 @@ def _cut(options: Options, tile: tuple[int, int], inputs: Inputs) -> Blocks:
         None if x is None else _tile_keys(x, tile, options.window)
         for x in (inputs.key, inputs.value)
     )
-    return Blocks(_tile_queries(query, tile), key, value, rows, columns, padding=None)
-
-
-def _grid(image: jax.Array, tile: tuple[int, int]) -> tuple[int, int, int, int]:
-    batch, height, width, heads, _ = image.shape
-    return batch, -(-height // tile[0]), -(-width // tile[1]), heads
+    return Blocks(query, key, value, rows, columns, padding=None)
 
 
 def _tile_queries(image: jax.Array, tile: tuple[int, int]) -> jax.Array:
     """[B, H, W, N, D] to [B, tile rows, tile columns, N, a*b, D]; ragged edges hold zeros."""
-    batch, rows, columns, heads = _grid(image, tile)
-    height, width, dim = image.shape[1], image.shape[2], image.shape[4]
+    batch, height, width, heads, dim = image.shape
+    rows, columns = -(-height // tile[0]), -(-width // tile[1])
     ragged = ((0, rows * tile[0] - height), (0, columns * tile[1] - width))
     image = jnp.pad(image, ((0, 0), *ragged, (0, 0), (0, 0)))
     image = image.reshape(batch, rows, tile[0], columns, tile[1], heads, dim)
