@@ -10,7 +10,7 @@ from flax.typing import Dtype
 
 from sasa_jax.checks import check_choice
 from sasa_jax.nn import AttentionStem, BatchNorm, ConvStem, LocalSelfAttention
-from sasa_jax.nn.attention import LogitScale, Position
+from sasa_jax.nn.attention import Boundary, LogitScale, Position
 from sasa_jax.nn.stems import StemValues
 
 EXPANSION = 4
@@ -133,7 +133,7 @@ class ResNet(nnx.Module):
         num_heads: int = 8,
         position: Position = "relative",
         content: bool = True,
-        boundary: Literal["zero", "mask"] = "zero",
+        boundary: Boundary = "zero",
         logit_scale: LogitScale = "none",
         per_head_embeddings: bool = False,
         grouped_projections: bool = False,

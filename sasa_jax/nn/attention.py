@@ -11,6 +11,7 @@ from sasa_jax.checks import check_choice
 from sasa_jax.nn.position import sinusoidal_position
 from sasa_jax.ops.local_attention import local_attention, local_attention_weights
 
+Boundary = Literal["zero", "mask"]
 Position = Literal["relative", "sinusoidal", "none"]
 LogitScale = Literal["none", "inverse_sqrt"]
 
@@ -90,7 +91,7 @@ class LocalSelfAttention(nnx.Module):
         window: int = 7,
         position: Position = "relative",
         content: bool = True,
-        boundary: Literal["zero", "mask"] = "zero",
+        boundary: Boundary = "zero",
         logit_scale: LogitScale = "none",
         per_head_embeddings: bool = False,
         grouped_projections: bool = False,
@@ -103,6 +104,9 @@ class LocalSelfAttention(nnx.Module):
     ):
         check_choice("position", position, Position)
         check_choice("logit_scale", logit_scale, LogitScale)
+        check_choice("boundary", boundary, Boundary)
+        if window < 1 or window % 2 == 0:
+            raise ValueError(f"window must be a positive odd integer, got {window}")
         if features % num_heads:
             raise ValueError(f"num_heads {num_heads} must divide the features, got {features}")
         if not content and position != "relative":

@@ -162,8 +162,11 @@ class AttentionStem(nnx.Module):
         weights = self._weights(blocks)
         y = jnp.einsum("bpqnij,bpqjnd->bpqind", weights, self._values(x, blocks))
         y = self.bn(y.reshape(*blocks.shape[:4], -1), train=train)
-        # The pool's windows are the blocks.
-        y = nnx.relu(y.max(axis=3))
+        # The pool's windows are the blocks. JAX differentiates `max` by comparing with the result,
+        # and where XLA has computed y twice, differently rounded, nothing is equal: the winner is
+        # picked here instead.
+        winner = jax.lax.stop_gradient(y).argmax(axis=3)
+        y = nnx.relu((y * jax.nn.one_hot(winner, BLOCK**2, axis=3, dtype=y.dtype)).sum(axis=3))
         return (y, weights) if return_weights else y
 
     def _weights(self, blocks: jax.Array) -> jax.Array:

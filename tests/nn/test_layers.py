@@ -111,7 +111,7 @@ def test_attention_layer_parameters_follow_the_options():
 
 def test_grouped_projections_start_with_the_variance_of_dense_ones():
     layer = LocalSelfAttention(512, num_heads=2, grouped_projections=True, rngs=nnx.Rngs(0))
-    np.testing.assert_allclose(layer.query.kernel[...].std(), 256**-0.5, rtol=0.02)
+    np.testing.assert_allclose(layer.value.kernel[...].std(), 256**-0.5, rtol=0.02)
 
 
 def test_stem_mixtures_are_a_distribution_over_places():
