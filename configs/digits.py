@@ -2,12 +2,18 @@
 
     python main.py --config=configs/digits.py --workdir=runs/digits
 
-Hardware: 2 CPU cores. Time: not measured. Expected: not measured.
+Hardware: 2 CPU cores. Time and accuracy: see the end of this text.
 
 The data is prepared on first use, without network. The last 360 images are the test set; they are
-by other writers than most of the training images. Settings are to be chosen on the last part of
-the training images, never on the test set:
-    --config.data.train_split='train[:1200]' --config.data.eval_split='train[1200:]'
+by other writers than most of the training images. Settings were chosen on blocks of training images
+that classical classifiers find hard, never on the test set:
+    --config.data.train_split='train[150:720]+train[960:]' \\
+    --config.data.eval_split='train[:150]+train[720:960]'
+
+On glibc, MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000 in the environment makes a step a
+third faster, as `make demo` has it.
+
+@@MEASURED@@
 """
 
 from ml_collections import ConfigDict
@@ -45,6 +51,6 @@ def get_config() -> ConfigDict:
     config.average_decay = 0.995
 
     config.log_every = 100
-    config.eval_every = 1000
+    config.eval_every = 2000
     config.checkpoint_every = 1000
     return config

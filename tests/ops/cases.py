@@ -7,6 +7,12 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
+# Compiler options for programs that run once: optimising them would be most of the time.
+FAST_COMPILE = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+
 
 @dataclass(frozen=True)
 class Case:

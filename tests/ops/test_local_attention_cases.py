@@ -21,23 +21,18 @@ import pytest
 from sasa_jax import local_attention
 from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS
 
-from .cases import Case, make_inputs, random_cases
+from .cases import FAST_COMPILE, Case, make_inputs, random_cases
 
 FAST = [name for name in IMPLEMENTATIONS if name != "definition"]
 TOLERANCE = {"float64": 1e-11, "float32": 2e-5, "bfloat16": 8 * 2.0**-9, "float16": 8 * 2.0**-12}
 CASES = list(random_cases(60))
-# The first 20 cases (all corners among them) for every implementation, the others in turn.
+# The first 12 cases (all corners among them) for every implementation, the others in turn.
 PAIRS = [
     (case, name)
     for index, case in enumerate(CASES)
     for place, name in enumerate(FAST)
-    if index < 20 or index % len(FAST) == place
+    if index < 12 or index % len(FAST) == place
 ]
-# These programs run once: optimising them would be most of the time.
-FAST_COMPILE = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
 
 
 @cache

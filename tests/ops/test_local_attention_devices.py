@@ -3,6 +3,8 @@
 In a file of its own because it sets a context mesh.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from sasa_jax import local_attention
 from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS
+
+from .cases import FAST_COMPILE
 
 BATCH, WINDOW = 8, 5
 every = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -25,12 +29,17 @@ def arguments(batch: int = BATCH) -> dict[str, jax.Array]:
     return {n: jax.random.normal(k, shapes[n]) for n, k in zip(shapes, keys, strict=True)}
 
 
+@partial(jax.jit, static_argnums=0, compiler_options=FAST_COMPILE)
 def run(implementation: str, cotangent: jax.Array, **inputs: jax.Array) -> dict:
     """Output and gradients."""
-    output, transpose = jax.vjp(
-        lambda inputs: local_attention(**inputs, window=WINDOW, implementation=implementation),
-        inputs,
-    )
+
+    def attend(inputs: dict) -> jax.Array:
+        inputs = {"key": None, **inputs}
+        return local_attention(
+            **inputs, window=WINDOW, boundary="mask", implementation=implementation
+        )
+
+    output, transpose = jax.vjp(attend, inputs)
     return {"output": output, **transpose(cotangent)[0]}
 
 
@@ -46,13 +55,11 @@ def spread(inputs: dict[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
 @pytest.mark.parametrize("shape", [(4,), (2, 2)], ids=["4", "2x2"])
 def test_same_numbers_as_one_device(shape: tuple[int, ...], implementation: str) -> None:
     inputs = arguments()
-    expected = jax.jit(run, static_argnums=0)(implementation, **inputs)
+    expected = run(implementation, **inputs)
     names = ("data", "more")[: len(shape)]
     mesh = jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
     with jax.set_mesh(mesh):
-        step = (
-            jax.jit(run, static_argnums=0).lower(implementation, **spread(inputs, mesh)).compile()
-        )
+        step = run.lower(implementation, **spread(inputs, mesh)).compile()
         got = step(**spread(inputs, mesh))
     # float32, sums over pixels in another order.
     for name in expected:
@@ -66,7 +73,19 @@ def test_a_batch_that_does_not_divide_still_runs() -> None:
     inputs = arguments(batch=3)
     expected = run("halo", **inputs)
     with jax.set_mesh(jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))):
-        got = jax.jit(run, static_argnums=0)("halo", **inputs)
+        got = run("halo", **inputs)
+    for name in expected:
+        np.testing.assert_allclose(got[name], expected[name], rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("left_out", [["key"], ["row_embedding", "column_embedding"]], ids=str)
+@every
+def test_one_term_alone(implementation: str, left_out: list[str]) -> None:
+    inputs = {name: x for name, x in arguments().items() if name not in left_out}
+    expected = run(implementation, **inputs)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        got = run(implementation, **spread(inputs, mesh))
     for name in expected:
         np.testing.assert_allclose(got[name], expected[name], rtol=2e-5, atol=2e-5, err_msg=name)
 
@@ -90,7 +109,7 @@ def test_inside_a_shard_map(check_vma: bool, implementation: str) -> None:
             )
         return jnp.sum(attend(inputs) * cotangent)
 
-    gradient = jax.jit(jax.grad(loss), static_argnums=2)
+    gradient = jax.jit(jax.grad(loss), static_argnums=2, compiler_options=FAST_COMPILE)
     expected, got = gradient(inputs, cotangent, None), gradient(inputs, cotangent, mesh)
     for name in expected:
         np.testing.assert_allclose(got[name], expected[name], rtol=2e-5, atol=2e-5, err_msg=name)

@@ -4,8 +4,9 @@ import jax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from sasa_jax.checks import nearest
 from sasa_jax.ops.local_attention import definition
-from sasa_jax.ops.local_attention.checks import checked, nearest
+from sasa_jax.ops.local_attention.checks import checked
 from sasa_jax.ops.local_attention.contract import Implementation, Inputs, Options, Problem
 from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS
 

@@ -1,14 +1,13 @@
 """Checks of the arguments of local attention; each error names the argument and what is allowed."""
 
-import difflib
 import math
 import operator
-from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sasa_jax.checks import nearest
 from sasa_jax.ops.local_attention.contract import Inputs, Options
 
 BOUNDARIES = ("zero", "mask")
@@ -25,12 +24,6 @@ def checked(
     _check_images(inputs)
     _check_embeddings(inputs, options.window)
     return jax.tree.map(jnp.asarray, inputs), options
-
-
-def nearest(name: object, known: Iterable[str]) -> str:
-    """'; did you mean ...?' where a known name is near, else nothing."""
-    matches = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def _check_array(name: str, array: object) -> None:
