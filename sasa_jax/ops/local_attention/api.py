@@ -1,5 +1,7 @@
 """The public functions: checks, choice of implementation, several devices."""
 
+from functools import partial
+
 import jax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -61,18 +63,8 @@ def local_attention(
     inputs = Inputs(query, key, value, row_embedding, column_embedding)
     inputs, options = checked(inputs, window=window, boundary=boundary, scale=scale)
     mesh = _batch_mesh(inputs.query.shape[0])
-    devices = 1 if mesh is None else mesh.size
-    chosen = _choose(implementation, _problem(inputs, options, devices))
-
-    def attend(inputs: Inputs) -> jax.Array:
-        return chosen.attend(options, _equally_varying(inputs))
-
-    if mesh is None:
-        return attend(inputs)
-    images, table = P(mesh.axis_names), P()
-    specs = Inputs(images, images, images, table, table)
-    specs = Inputs(*(None if x is None else s for x, s in zip(inputs, specs, strict=True)))
-    return jax.shard_map(attend, mesh=mesh, in_specs=(specs,), out_specs=images)(inputs)
+    problem = _problem(inputs, options, devices=1 if mesh is None else mesh.size)
+    return _attend(_choose(implementation, problem), options, mesh, inputs)
 
 
 def local_attention_weights(
@@ -97,6 +89,24 @@ def local_attention_weights(
     inputs = Inputs(query, key, query, row_embedding, column_embedding)
     inputs, options = checked(inputs, window=window, boundary=boundary, scale=scale)
     return definition.attention_weights(options, inputs)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))  # so that calls outside jit compile once
+def _attend(
+    chosen: Implementation,
+    options: Options,
+    mesh: jax.sharding.AbstractMesh | None,
+    inputs: Inputs,
+) -> jax.Array:
+    def attend(inputs: Inputs) -> jax.Array:
+        return chosen.attend(options, _equally_varying(inputs))
+
+    if mesh is None:
+        return attend(inputs)
+    images, table = P(mesh.axis_names), P()
+    specs = Inputs(images, images, images, table, table)
+    specs = Inputs(*(None if x is None else s for x, s in zip(inputs, specs, strict=True)))
+    return jax.shard_map(attend, mesh=mesh, in_specs=(specs,), out_specs=images)(inputs)
 
 
 def _choose(name: str | None, problem: Problem) -> Implementation:

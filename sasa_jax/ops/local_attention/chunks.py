@@ -21,7 +21,7 @@ def chunk_size(batch: int, bytes_per_image: int, limit: int = 2**22) -> int:
 def map_forward(
     function: Callable[[Inputs], tuple[jax.Array, jax.Array]], size: int, inputs: Inputs
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs `function`, inputs -> (output, log_sum_exp), on `size` images after the other."""
+    """Runs `function`, inputs -> (output, log_sum_exp), on `size` images at a time."""
 
     def chunk(inputs: Inputs) -> tuple[jax.Array, jax.Array]:
         output, log_sum_exp = function(inputs)
@@ -35,7 +35,7 @@ def map_forward(
 def map_backward(
     function: Callable[..., Inputs], size: int, inputs: Inputs, *images: jax.Array
 ) -> Inputs:
-    """Runs `function`, (inputs, *images) -> cotangents, on `size` images after the other.
+    """Runs `function`, (inputs, *images) -> cotangents, on `size` images at a time.
 
     The tables' cotangents are summed over the chunks. `images`: further arrays [B, ...].
     """
