@@ -16,6 +16,7 @@ def small_digits(data_dir: Path, **overrides: Any) -> dict[str, Any]:
             "model.width": 0.25,
             "model.window": 3,
             "batch_size": 16,
+            "learning_rate": 0.3,
             "eval_batch_size": 60,
             "total_steps": 24,
             "log_every": 4,
@@ -24,6 +25,9 @@ def small_digits(data_dir: Path, **overrides: Any) -> dict[str, Any]:
             "data.dir": str(data_dir),
             "data.eval_split": "test[:150]",
             "data.threads": 1,
+            "data.augmentation.rotation": 12.0,
+            "data.augmentation.scale": 0.0,
+            "data.augmentation.shear": 0.0,
             **{key.replace("__", "."): value for key, value in overrides.items()},
         }
     )
