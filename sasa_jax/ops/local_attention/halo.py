@@ -114,28 +114,38 @@ def _untile(tiles: jax.Array, tile: tuple[int, int], height: int, width: int) ->
 
 
 def _tile_keys(image: jax.Array, tile: tuple[int, int], window: int) -> jax.Array:
-    """[B, H, W, N, D] to [B, tile rows, tile columns, N, D, u*v], each tile with its rim."""
-    image = _overlapping(image.transpose(3, 4, 0, 1, 2), 4, tile[1], window)
-    image = _overlapping(image, 3, tile[0], window)  # [N, D, B, tile rows, u, tile columns, v]
-    image = image.transpose(2, 3, 5, 0, 1, 4, 6)
+    """[B, H, W, N, D] to [B, tile rows, tile columns, N, D, u*v], each tile with its rim.
+
+    Whole tiles are laid side by side, so that nothing is gathered and the transpose needs no
+    scatter; rows come last, so that what is copied then is contiguous.
+    """
+    image = _split(image.transpose(0, 3, 4, 1, 2), 4, tile[1], window)
+    image = _overlap(image, 4, 5, window)  # [B, N, D, H, tile columns, v]
+    image = _split(image, 3, tile[0], window).transpose(0, 3, 5, 1, 2, 4, 6)
+    image = _overlap(image, 1, 5, window)  # [B, tile rows, tile columns, N, D, u, v]
     return image.reshape(*image.shape[:5], -1)
 
 
-def _overlapping(image: jax.Array, axis: int, tile: int, window: int) -> jax.Array:
-    """Splits an axis into (tiles, tile + K - 1), zeros beyond its ends.
-
-    Whole blocks of `tile` are laid side by side, so that nothing is gathered and the transpose
-    needs no scatter.
-    """
-    tiles, steps = -(-image.shape[axis] // tile), -(-(tile + window - 1) // tile)
-    length = (tiles + steps - 1) * tile
+def _split(image: jax.Array, axis: int, tile: int, window: int) -> jax.Array:
+    """Pads an axis with zeros, K//2 of them before, and splits it into (tiles + rim, tile)."""
+    tiles, rim = -(-image.shape[axis] // tile), -(-(window - 1) // tile)
     padding = [(0, 0)] * image.ndim
-    padding[axis] = (window // 2, length - image.shape[axis] - window // 2)
+    padding[axis] = (window // 2, (tiles + rim) * tile - image.shape[axis] - window // 2)
     image = jax.lax.pad(image, jnp.zeros((), image.dtype), [(*ends, 0) for ends in padding])
-    image = image.reshape(*image.shape[:axis], -1, tile, *image.shape[axis + 1 :])
-    parts = [jax.lax.slice_in_dim(image, s, s + tiles, axis=axis) for s in range(steps)]
-    image = jnp.concatenate(parts, axis=axis + 1)
-    return jax.lax.slice_in_dim(image, 0, tile + window - 1, axis=axis + 1)
+    return image.reshape(*image.shape[:axis], -1, tile, *image.shape[axis + 1 :])
+
+
+def _overlap(image: jax.Array, tiles: int, within: int, window: int) -> jax.Array:
+    """Puts behind each tile what follows it, along the axis `within`: tile to tile + K - 1."""
+    tile = image.shape[within]
+    rim = -(-(window - 1) // tile)
+    count = image.shape[tiles] - rim
+    parts = []
+    for step in range(rim + 1):
+        part = jax.lax.slice_in_dim(image, step, step + count, axis=tiles)
+        size = min(tile, tile + window - 1 - step * tile)
+        parts.append(jax.lax.slice_in_dim(part, 0, size, axis=within))
+    return jnp.concatenate(parts, axis=within)
 
 
 def _outside(length: int, tile: int, window: int) -> np.ndarray:
