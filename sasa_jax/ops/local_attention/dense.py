@@ -17,45 +17,21 @@ import jax.numpy as jnp
 
 from sasa_jax.ops.local_attention import blocks as core
 from sasa_jax.ops.local_attention.blocks import Blocks
-from sasa_jax.ops.local_attention.chunks import chunk_size, map_backward, map_forward
-from sasa_jax.ops.local_attention.contract import Inputs, Options, differentiable
-from sasa_jax.ops.local_attention.definition import softmax_dtype
+from sasa_jax.ops.local_attention.chunks import Cutting, blockwise
+from sasa_jax.ops.local_attention.contract import Inputs, Options
 
 
-def forward(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-    height, width = inputs.query.shape[1:3]
-
-    def chunk(inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-        output, log_sum_exp = core.forward(_cut(options, inputs))
-        log_sum_exp = _image(log_sum_exp[..., None], height, width)[..., 0]
-        return _image(output, height, width), log_sum_exp
-
-    return map_forward(chunk, _chunk_size(inputs), inputs)
-
-
-def backward(
-    options: Options,
-    inputs: Inputs,
-    output: jax.Array,
-    log_sum_exp: jax.Array,
-    cotangent: jax.Array,
-) -> Inputs:
-    def chunk(inputs: Inputs, *images: jax.Array) -> Inputs:
-        blocks, uncut = jax.vjp(partial(_cut, options), inputs)
-        output, log_sum_exp, cotangent = map(_flat, images)
-        return uncut(core.backward(blocks, output, log_sum_exp[..., 0], cotangent))[0]
-
-    size = _chunk_size(inputs)
-    return map_backward(chunk, size, inputs, output, log_sum_exp[..., None], cotangent)
+def _cutting(options: Options, inputs: Inputs) -> Cutting:
+    _, height, width, heads, _ = inputs.query.shape
+    return Cutting(
+        cut=partial(_cut, options),
+        to_queries=_flat,
+        to_image=partial(_image, height=height, width=width),
+        numbers_per_image=(height * width) ** 2 * heads,
+    )
 
 
-dense = differentiable(forward, backward)
-
-
-def _chunk_size(inputs: Inputs) -> int:
-    batch, height, width, heads, _ = inputs.query.shape
-    itemsize = softmax_dtype(inputs.query.dtype).itemsize
-    return chunk_size(batch, (height * width) ** 2 * heads * itemsize)
+dense = blockwise(_cutting)
 
 
 def _cut(options: Options, inputs: Inputs) -> Blocks:

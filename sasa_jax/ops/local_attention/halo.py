@@ -13,51 +13,32 @@ import numpy as np
 
 from sasa_jax.ops.local_attention import blocks as core
 from sasa_jax.ops.local_attention.blocks import OUTSIDE, Blocks
-from sasa_jax.ops.local_attention.chunks import chunk_size, map_backward, map_forward
-from sasa_jax.ops.local_attention.contract import Inputs, Options, differentiable
-from sasa_jax.ops.local_attention.definition import softmax_dtype
+from sasa_jax.ops.local_attention.chunks import Cutting, blockwise
+from sasa_jax.ops.local_attention.contract import Inputs, Options
 
 
-def forward(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-    tile = _tile(options, inputs)
-    height, width = inputs.query.shape[1:3]
-
-    def chunk(inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-        output, log_sum_exp = core.forward(_cut(options, tile, inputs))
-        log_sum_exp = _untile(log_sum_exp[..., None], tile, height, width)[..., 0]
-        return _untile(output, tile, height, width), log_sum_exp
-
-    return map_forward(chunk, _chunk_size(options, inputs, tile), inputs)
-
-
-def backward(
-    options: Options,
-    inputs: Inputs,
-    output: jax.Array,
-    log_sum_exp: jax.Array,
-    cotangent: jax.Array,
-) -> Inputs:
-    tile = _tile(options, inputs)
-
-    def chunk(inputs: Inputs, *images: jax.Array) -> Inputs:
-        # The cut is copying and small products: JAX knows its transpose.
-        blocks, uncut = jax.vjp(partial(_cut, options, tile), inputs)
-        output, log_sum_exp, cotangent = (_tile_queries(x, tile) for x in images)
-        return uncut(core.backward(blocks, output, log_sum_exp[..., 0], cotangent))[0]
-
-    size = _chunk_size(options, inputs, tile)
-    return map_backward(chunk, size, inputs, output, log_sum_exp[..., None], cotangent)
+def _cutting(options: Options, inputs: Inputs) -> Cutting:
+    _, height, width, heads, dim = inputs.query.shape
+    tile = _tile(options, height, width)
+    tiles = -(-height // tile[0]) * -(-width // tile[1])
+    keys = (tile[0] + options.window - 1) * (tile[1] + options.window - 1)
+    return Cutting(
+        cut=partial(_cut, options, tile),
+        to_queries=partial(_tile_queries, tile=tile),
+        to_image=partial(_untile, tile=tile, height=height, width=width),
+        # logits, keys, values
+        numbers_per_image=tiles * heads * keys * (tile[0] * tile[1] + 2 * dim),
+    )
 
 
-halo = differentiable(forward, backward)
+halo = blockwise(_cutting)
 
 
-def _tile(options: Options, inputs: Inputs) -> tuple[int, int]:
+def _tile(options: Options, height: int, width: int) -> tuple[int, int]:
     """Rows and columns of a tile: little wasted on rims and ragged edges, yet few tiles.
 
     The cost of a tile: its logits, and an overhead worth about 500 of them (measured on CPU).
     """
-    height, width = inputs.query.shape[1:3]
 
     def cost(tile: tuple[int, int]) -> int:
         rows, columns = tile
@@ -66,14 +47,6 @@ def _tile(options: Options, inputs: Inputs) -> tuple[int, int]:
 
     sides = range(1, 9)
     return min(((r, c) for r in sides if r <= height for c in sides if c <= width), key=cost)
-
-
-def _chunk_size(options: Options, inputs: Inputs, tile: tuple[int, int]) -> int:
-    batch, height, width, heads, dim = inputs.query.shape
-    tiles = -(-height // tile[0]) * -(-width // tile[1])
-    keys = (tile[0] + options.window - 1) * (tile[1] + options.window - 1)
-    numbers = tiles * heads * keys * (tile[0] * tile[1] + 2 * dim)  # logits, keys, values
-    return chunk_size(batch, numbers * softmax_dtype(inputs.query.dtype).itemsize)
 
 
 def _cut(options: Options, tile: tuple[int, int], inputs: Inputs) -> Blocks:
