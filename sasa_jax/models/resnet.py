@@ -10,8 +10,9 @@ from flax.typing import Dtype
 
 from sasa_jax.checks import check_choice
 from sasa_jax.nn import AttentionStem, BatchNorm, ConvStem, LocalSelfAttention
-from sasa_jax.nn.attention import Boundary, LogitScale, Position
+from sasa_jax.nn.attention import LogitScale, Position
 from sasa_jax.nn.stems import StemValues
+from sasa_jax.ops.local_attention.contract import Boundary
 
 EXPANSION = 4
 _HE = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -10,8 +10,9 @@ from flax.typing import Dtype
 from sasa_jax.checks import check_choice
 from sasa_jax.nn.position import sinusoidal_position
 from sasa_jax.ops.local_attention import local_attention, local_attention_weights
+from sasa_jax.ops.local_attention.checks import checked_options
+from sasa_jax.ops.local_attention.contract import Boundary
 
-Boundary = Literal["zero", "mask"]
 Position = Literal["relative", "sinusoidal", "none"]
 LogitScale = Literal["none", "inverse_sqrt"]
 
@@ -104,9 +105,6 @@ class LocalSelfAttention(nnx.Module):
     ):
         check_choice("position", position, Position)
         check_choice("logit_scale", logit_scale, LogitScale)
-        check_choice("boundary", boundary, Boundary)
-        if window < 1 or window % 2 == 0:
-            raise ValueError(f"window must be a positive odd integer, got {window}")
         if features % num_heads:
             raise ValueError(f"num_heads {num_heads} must divide the features, got {features}")
         if not content and position != "relative":
@@ -126,6 +124,7 @@ class LocalSelfAttention(nnx.Module):
         self.position = position
         self.boundary = boundary
         self.scale = head_dim**-0.5 if logit_scale == "inverse_sqrt" else None
+        checked_options(window, boundary, self.scale)  # here, and not at the first call
         self.dtype = dtype
         self.implementation = implementation
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-# Compiler options for programs that run once: optimising them would be most of the time.
+# Compiler options for programs that run once: optimising them would be most of the time. They are
+# stricter, too: a value computed twice, in two fusions, may round differently in each, as on
+# accelerators; code that needs the two bitwise equal fails here.
 FAST_COMPILE = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,

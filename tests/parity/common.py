@@ -6,10 +6,6 @@ from typing import Any
 
 import numpy as np
 
-# Compiles in half the time. It is stricter, too: a value computed twice, in two fusions, may round
-# differently in each, as on accelerators; code that needs the two bitwise equal fails here.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
-
 
 def relative_error(actual: Any, expected: Any, small: float = 1e-11) -> float:
     """max |actual - expected| / max |expected|; absolute if `expected` is nowhere above `small`.

@@ -19,9 +19,9 @@ torch = pytest.importorskip("torch", reason="the independent reference needs PyT
 import sasa_jax  # noqa: E402
 from sasa_jax import nn  # noqa: E402
 from sasa_jax.models import apply, split  # noqa: E402
+from tests.ops.cases import FAST_COMPILE  # noqa: E402
 from tests.parity import torch_networks, torch_reference  # noqa: E402
 from tests.parity.common import (  # noqa: E402
-    FAST_COMPILE,
     flatten,
     random_variables,
     relative_error,

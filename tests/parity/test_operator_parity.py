@@ -15,9 +15,9 @@ torch = pytest.importorskip("torch", reason="the independent reference needs PyT
 
 import sasa_jax  # noqa: E402
 from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS  # noqa: E402
-from tests.ops.cases import Case, make_inputs, random_cases  # noqa: E402
+from tests.ops.cases import FAST_COMPILE, Case, make_inputs, random_cases  # noqa: E402
 from tests.parity import torch_reference  # noqa: E402
-from tests.parity.common import FAST_COMPILE, relative_error  # noqa: E402
+from tests.parity.common import relative_error  # noqa: E402
 
 CASES = list(random_cases(30))
 SEEDS = 7

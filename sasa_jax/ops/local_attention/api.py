@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from sasa_jax.checks import nearest
 from sasa_jax.ops.local_attention import definition
 from sasa_jax.ops.local_attention.checks import checked
-from sasa_jax.ops.local_attention.contract import Implementation, Inputs, Options, Problem
+from sasa_jax.ops.local_attention.contract import Boundary, Implementation, Inputs, Options, Problem
 from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS
 
 
@@ -21,7 +21,7 @@ def local_attention(
     column_embedding: jax.Array | None = None,
     *,
     window: int = 7,
-    boundary: str = "zero",
+    boundary: Boundary = "zero",
     scale: float | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
@@ -74,7 +74,7 @@ def local_attention_weights(
     column_embedding: jax.Array | None = None,
     *,
     window: int = 7,
-    boundary: str = "zero",
+    boundary: Boundary = "zero",
     scale: float | None = None,
 ) -> jax.Array:
     """The attention maps of `local_attention`, for looking at: they take K^2 numbers a pixel.

@@ -2,15 +2,16 @@
 
 import math
 import operator
+import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sasa_jax.checks import nearest
-from sasa_jax.ops.local_attention.contract import Inputs, Options
+from sasa_jax.ops.local_attention.contract import Boundary, Inputs, Options
 
-BOUNDARIES = ("zero", "mask")
+BOUNDARIES = typing.get_args(Boundary)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -20,7 +21,7 @@ def checked(
     """The arguments as JAX arrays and filled-in options; raises as `local_attention` says."""
     for name, array in inputs._asdict().items():
         _check_array(name, array)
-    options = _checked_options(window, boundary, scale)
+    options = checked_options(window, boundary, scale)
     _check_images(inputs)
     _check_embeddings(inputs, options.window)
     return jax.tree.map(jnp.asarray, inputs), options
@@ -37,7 +38,8 @@ def _check_array(name: str, array: object) -> None:
         raise TypeError(f"{name}: got dtype {array.dtype}, expected one of {', '.join(DTYPES)}")
 
 
-def _checked_options(window: int, boundary: str, scale: float | None) -> Options:
+def checked_options(window: int, boundary: str, scale: float | None) -> Options:
+    """The static arguments with defaults filled in; raises as `local_attention` says."""
     try:
         window = operator.index(window)
     except TypeError:

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+Boundary = Literal["zero", "mask"]
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class Options:
     """The static arguments of one call, checked and with defaults filled in."""
 
     window: int  # K, odd
-    boundary: str  # "zero" or "mask"
+    boundary: Boundary
     scale: float  # multiplies the whole logit
 
 
