@@ -35,23 +35,24 @@ def blockwise(
 ) -> Callable[[Options, Inputs], jax.Array]:
     """Attention by blocks, with its gradient; `cutting` looks at the inputs' shapes alone."""
 
-    def forward(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+    def forward(options: Options, inputs: Inputs) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         form = cutting(options, inputs)
 
         def chunk(inputs: Inputs) -> tuple[jax.Array, jax.Array]:
             output, log_sum_exp = core.forward(form.cut(inputs))
             return form.to_image(output), form.to_image(log_sum_exp[..., None])[..., 0]
 
-        return map_forward(chunk, _chunk_size(form, inputs), inputs)
+        output, log_sum_exp = map_forward(chunk, _chunk_size(form, inputs), inputs)
+        return output, (output, log_sum_exp)
 
     def backward(
         options: Options,
         inputs: Inputs,
-        output: jax.Array,
-        log_sum_exp: jax.Array,
+        saved: tuple[jax.Array, jax.Array],
         cotangent: jax.Array,
     ) -> Inputs:
         form = cutting(options, inputs)
+        output, log_sum_exp = saved
 
         def chunk(inputs: Inputs, *images: jax.Array) -> Inputs:
             blocks, uncut = jax.vjp(form.cut, inputs)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,21 +58,21 @@ class Implementation:
     suits: Callable[[Problem], bool] = lambda problem: True
 
 
-Forward = Callable[[Options, Inputs], tuple[jax.Array, jax.Array]]
-Backward = Callable[[Options, Inputs, jax.Array, jax.Array, jax.Array], Inputs]
+Forward = Callable[[Options, Inputs], tuple[jax.Array, Any]]
+Backward = Callable[[Options, Inputs, Any, jax.Array], Inputs]
 
 
 def differentiable(forward: Forward, backward: Backward) -> Callable[[Options, Inputs], jax.Array]:
     """Joins a forward and a backward pass into a function that reverse mode can differentiate.
 
-    Between the passes live the inputs, the output and one number per query and head, so memory
-    grows with the map and not with the window.
+    Between the passes live the inputs and what the forward pass saves, so memory grows with the map
+    and not with the window.
 
     Args:
-      forward: (options, inputs) -> (output, log_sum_exp); log_sum_exp [B, H, W, N], over all slots
-        that the softmax sees, float32 (float64 for float64 inputs).
-      backward: (options, inputs, output, log_sum_exp, output_cotangent) -> the inputs' cotangents,
-        in the inputs' dtypes, None where the input is None.
+      forward: (options, inputs) -> (output, saved): saved holds, beside what the network keeps
+        anyway, at most a few numbers per query and head.
+      backward: (options, inputs, saved, output_cotangent) -> the inputs' cotangents, in the
+        inputs' dtypes, None where the input is None.
 
     The result has no forward mode and no second derivatives: custom_vjp gives neither.
     """
@@ -82,8 +82,8 @@ def differentiable(forward: Forward, backward: Backward) -> Callable[[Options, I
         return forward(options, inputs)[0]
 
     def attend_forward(options: Options, inputs: Inputs):
-        output, log_sum_exp = forward(options, inputs)
-        return output, (inputs, output, log_sum_exp)
+        output, saved = forward(options, inputs)
+        return output, (inputs, saved)
 
     def attend_backward(options: Options, saved, cotangent: jax.Array):
         return (backward(options, *saved, cotangent),)

@@ -4,6 +4,7 @@ from sasa_jax.ops.local_attention.contract import Implementation, Problem
 from sasa_jax.ops.local_attention.definition import definition
 from sasa_jax.ops.local_attention.dense import dense
 from sasa_jax.ops.local_attention.halo import halo
+from sasa_jax.ops.local_attention.tpu_matrix import refuses, tpu_matrix
 
 
 def _small_map(problem: Problem) -> bool:
@@ -11,7 +12,12 @@ def _small_map(problem: Problem) -> bool:
     return problem.shape[1] * problem.shape[2] <= 2 * problem.options.window**2
 
 
+def _on_tpu(problem: Problem) -> bool:
+    return problem.platform == "tpu"
+
+
 IMPLEMENTATIONS: dict[str, Implementation] = {
+    "tpu_matrix": Implementation(tpu_matrix, refuses, suits=_on_tpu),
     "dense": Implementation(dense, suits=_small_map),
     "halo": Implementation(halo),
     "definition": Implementation(definition),
