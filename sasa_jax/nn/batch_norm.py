@@ -69,8 +69,14 @@ class BatchNorm(nnx.Module):
         # [G, group, pixels, C]: one row of statistics for each group.
         grouped = x.reshape(batch // group_size, group_size, -1, channels).astype(mean.dtype)
         if train:
-            group_mean = grouped.mean(axis=(1, 2), keepdims=True)
-            group_var = jnp.square(grouped - group_mean).mean(axis=(1, 2), keepdims=True)
+            # Mean and mean square in one pass over the activations, which is what this layer costs.
+            # About the running mean and not about 0, so that the difference does not cancel.
+            running = mean.reshape(1, 1, 1, channels)
+            centred = grouped - running
+            shift = centred.mean(axis=(1, 2), keepdims=True)
+            square = jnp.square(centred).mean(axis=(1, 2), keepdims=True)
+            group_mean = running + shift
+            group_var = jnp.maximum(square - jnp.square(shift), 0)
             self.mean[...] = self.decay * mean + (1 - self.decay) * group_mean.mean(axis=(0, 1, 2))
             self.var[...] = self.decay * var + (1 - self.decay) * group_var.mean(axis=(0, 1, 2))
         else:

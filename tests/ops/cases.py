@@ -7,6 +7,10 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
+from sasa_jax.ops.local_attention.checks import checked_options
+from sasa_jax.ops.local_attention.contract import Problem
+from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS
+
 # Compiler options for programs that run once: optimising them would be most of the time. They are
 # stricter, too: a value computed twice, in two fusions, may round differently in each, as on
 # accelerators; code that needs the two bitwise equal fails here.
@@ -14,6 +18,12 @@ FAST_COMPILE = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
+
+
+def implementations(dtype: str) -> list[str]:
+    """The names of those that take a dtype."""
+    problem = Problem("cpu", jnp.dtype(dtype), (1, 8, 8, 2, 8), checked_options(7, "zero", None))
+    return [name for name, one in IMPLEMENTATIONS.items() if one.refuses(problem) is None]
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ import jax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from sasa_jax.checks import nearest
 from sasa_jax.ops.local_attention import definition
 from sasa_jax.ops.local_attention.checks import checked
 from sasa_jax.ops.local_attention.contract import Boundary, Implementation, Inputs, Options, Problem
-from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS
+from sasa_jax.ops.local_attention.registry import choose
 
 
 def local_attention(
@@ -44,7 +43,8 @@ def local_attention(
       boundary: "zero": slots outside the image have key 0 and value 0 and stay in the softmax, as
         zero padding before projections without bias gives. "mask": they get no probability.
       scale: multiplies the logits; None for 1, as in the paper.
-      implementation: one of "definition", "halo", "dense"; None for the best at hand.
+      implementation: one of "tpu_matrix", "dense", "halo", "definition"; None for the best at
+        hand (`python -m sasa_jax.ops.local_attention --explain` says which, and why).
 
     Returns:
       [B, H, W, N, D] in the inputs' dtype. Reverse-mode differentiation once; forward mode and
@@ -64,7 +64,7 @@ def local_attention(
     inputs, options = checked(inputs, window=window, boundary=boundary, scale=scale)
     mesh = _batch_mesh(inputs.query.shape[0])
     problem = _problem(inputs, options, devices=1 if mesh is None else mesh.size)
-    return _attend(_choose(implementation, problem), options, mesh, inputs)
+    return _attend(choose(implementation, problem), options, mesh, inputs)
 
 
 def local_attention_weights(
@@ -107,27 +107,6 @@ def _attend(
     specs = Inputs(images, images, images, table, table)
     specs = Inputs(*(None if x is None else s for x, s in zip(inputs, specs, strict=True)))
     return jax.shard_map(attend, mesh=mesh, in_specs=(specs,), out_specs=images)(inputs)
-
-
-def _choose(name: str | None, problem: Problem) -> Implementation:
-    if name is None:
-        return next(
-            candidate
-            for candidate in IMPLEMENTATIONS.values()
-            if candidate.refuses(problem) is None and candidate.suits(problem)
-        )
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation: got {name!r}, expected None or one of "
-            f"{list(IMPLEMENTATIONS)}{nearest(name, IMPLEMENTATIONS)}"
-        )
-    reason = IMPLEMENTATIONS[name].refuses(problem)
-    if reason is not None:
-        raise NotImplementedError(
-            f"implementation {name!r} cannot run this: {reason}. "
-            "implementation=None takes one that can."
-        )
-    return IMPLEMENTATIONS[name]
 
 
 def _problem(inputs: Inputs, options: Options, devices: int) -> Problem:

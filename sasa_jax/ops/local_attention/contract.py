@@ -50,12 +50,12 @@ class Implementation:
 
     attend: maps (options, inputs) to the output [B, H, W, N, D] and can be differentiated.
     refuses: says why it cannot run a problem, or None when it can.
-    suits: says whether it is the one to take when the caller names none.
+    declines: says why it should not be taken unless named, or None.
     """
 
     attend: Callable[[Options, Inputs], jax.Array]
     refuses: Callable[[Problem], str | None] = lambda problem: None
-    suits: Callable[[Problem], bool] = lambda problem: True
+    declines: Callable[[Problem], str | None] = lambda problem: None
 
 
 Forward = Callable[[Options, Inputs], tuple[jax.Array, Any]]

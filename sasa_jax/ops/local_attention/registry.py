@@ -1,5 +1,6 @@
-"""The implementations by name, in order of preference."""
+"""The implementations by name, in order of preference, and the choice among them."""
 
+from sasa_jax.checks import nearest
 from sasa_jax.ops.local_attention.contract import Implementation, Problem
 from sasa_jax.ops.local_attention.definition import definition
 from sasa_jax.ops.local_attention.dense import dense
@@ -7,18 +8,54 @@ from sasa_jax.ops.local_attention.halo import halo
 from sasa_jax.ops.local_attention.tpu_matrix import refuses, tpu_matrix
 
 
-def _small_map(problem: Problem) -> bool:
-    """At most two windows' worth of pixels: where dense was faster than halo (measured on CPU)."""
-    return problem.shape[1] * problem.shape[2] <= 2 * problem.options.window**2
+def _off_tpu(problem: Problem) -> str | None:
+    if problem.platform != "tpu":
+        return f"written for TPU; on {problem.platform} it runs in an interpreter, slowly"
+    return None
 
 
-def _on_tpu(problem: Problem) -> bool:
-    return problem.platform == "tpu"
+def _large_map(problem: Problem) -> str | None:
+    """Dense was faster than halo up to two windows' worth of pixels (measured on CPU)."""
+    pixels, limit = problem.shape[1] * problem.shape[2], 2 * problem.options.window**2
+    if pixels > limit:
+        return f"{pixels} keys for every query; it pays up to twice the window's, {limit}"
+    return None
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "tpu_matrix": Implementation(tpu_matrix, refuses, suits=_on_tpu),
-    "dense": Implementation(dense, suits=_small_map),
+    "tpu_matrix": Implementation(tpu_matrix, refuses, declines=_off_tpu),
+    "dense": Implementation(dense, declines=_large_map),
     "halo": Implementation(halo),
     "definition": Implementation(definition),
 }
+
+
+def choose(name: str | None, problem: Problem) -> Implementation:
+    """The implementation named, or the first that neither refuses nor declines the problem.
+
+    Raises:
+      ValueError: there is none of this name.
+      NotImplementedError: it refuses the problem.
+    """
+    if name is None:
+        name = next(name for name, reason in reasons(problem).items() if reason is None)
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation: got {name!r}, expected None or one of "
+            f"{list(IMPLEMENTATIONS)}{nearest(name, IMPLEMENTATIONS)}"
+        )
+    reason = IMPLEMENTATIONS[name].refuses(problem)
+    if reason is not None:
+        raise NotImplementedError(
+            f"implementation {name!r} cannot run this: {reason}. "
+            "implementation=None takes one that can."
+        )
+    return IMPLEMENTATIONS[name]
+
+
+def reasons(problem: Problem) -> dict[str, str | None]:
+    """Why each implementation is not taken when none is named; None for those that would do."""
+    return {
+        name: candidate.refuses(problem) or candidate.declines(problem)
+        for name, candidate in IMPLEMENTATIONS.items()
+    }

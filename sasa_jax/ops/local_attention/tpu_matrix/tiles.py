@@ -46,11 +46,12 @@ def pipeline(
 ) -> None:
     """Takes every tile of the grid step through three stages.
 
-    The first and second stage are `ahead` of the third by so many tiles. The compiler orders
-    instructions much as they are written: written so, the products of some tiles overlap with the
-    softmax of others, and nothing waits.
+    The first and second stage are `ahead` of the third by so many tiles, less in a short round. The
+    compiler orders instructions much as they are written: written so, the products of some tiles
+    overlap with the softmax of others, and nothing waits.
     """
     total, count = geo.images * geo.tile_rows, geo.slots
+    ahead = min(ahead[0], count - 1), min(ahead[1], count - 2)
 
     def place(round: jax.Array | int, tile: int) -> Place:
         # Past the end the first stages work on the last row again, for nothing.
@@ -121,7 +122,7 @@ class Tiles:
     def stack(self, name: str, place: Place) -> jax.Array:
         """The tile's part of a query map, stacked: [stacked, lanes] in the operands' dtype."""
         tile = self.scratch[name][place.queries(self.geo)]
-        tile = tile.reshape(self.geo.queries, self.geo.lanes)
+        tile = tile.reshape(1, self.geo.queries, self.geo.lanes)
         return (tile * self.own).reshape(-1, self.geo.lanes).astype(self.dtype)
 
     def put(self, name: str, place: Place, stacked: jax.Array) -> None:
@@ -188,7 +189,7 @@ class Tiles:
         return moved
 
     def relative(self, place: Place, logits: jax.Array) -> jax.Array:
-        """From cotangents of the logits to those of q . row and q . column, [2 x offsets, stacked]."""
+        """From cotangents of the logits to those of the table's logits, [2 x offsets, stacked]."""
         geo = self.geo
         square = logits.reshape(geo.key_rows, geo.key_columns, geo.stacked)
         rows = jnp.pad(square.sum(axis=1), ((0, geo.places - geo.key_rows), (0, 0)))
@@ -203,7 +204,7 @@ class Tiles:
 
     def own_tables(self) -> jax.Array:
         """The table for each head, on its own lanes alone: [h x 2 x offsets, lanes]."""
-        return (self.table * self.own).reshape(-1, self.geo.lanes)
+        return (self.table[None] * self.own).reshape(-1, self.geo.lanes)
 
     def _to_offsets(self, slot: int, axis: int, x: jax.Array) -> jax.Array:
         """The transpose of `_to_places`; 0 for offsets from K on."""
