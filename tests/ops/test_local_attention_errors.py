@@ -23,7 +23,7 @@ TABLES = {"row_embedding": TABLE, "column_embedding": TABLE}
         ({"scale": "1"}, TypeError, "scale: got str, expected None or a Python number"),
         ({"scale": jnp.ones(())}, TypeError, "scale: got .*, expected None or a Python number"),
         ({"scale": float("nan")}, ValueError, "scale: got nan, expected None or a finite"),
-        ({"implementation": "hallo"}, ValueError, "implementation: got 'hallo'.*mean 'halo'"),
+        ({"implementation": "row"}, ValueError, "implementation: got 'row'.*mean 'rows'"),
         ({"query": [1.0]}, TypeError, "query: got list, expected a JAX or NumPy array"),
         ({"value": None}, TypeError, "value: got NoneType, expected a JAX or NumPy array"),
         ({"query": np.ones(3, int)}, TypeError, "query: got dtype int64, expected one of float32"),

@@ -1,7 +1,8 @@
 """Local self-attention over pixels with a learned relative embedding.
 
 api: the public functions (checks, choice of implementation, several devices).
-definition: the paper's equation. halo, dense: fast forms. contract: what an implementation is.
+definition: the paper's equation. rows, dense: fast forms for any platform. tpu_lanes, tpu_matrix:
+TPU kernels. contract: what an implementation is.
 registry: all of them, in order of preference. workloads: the shapes that ResNet-50 asks for.
 """
 

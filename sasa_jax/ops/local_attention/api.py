@@ -43,8 +43,8 @@ def local_attention(
       boundary: "zero": slots outside the image have key 0 and value 0 and stay in the softmax, as
         zero padding before projections without bias gives. "mask": they get no probability.
       scale: multiplies the logits; None for 1, as in the paper.
-      implementation: one of "tpu_matrix", "dense", "halo", "definition"; None for the best at
-        hand (`python -m sasa_jax.ops.local_attention --explain` says which, and why).
+      implementation: one of "tpu_lanes", "tpu_matrix", "dense", "rows", "definition"; None for
+        the best at hand (`python -m sasa_jax.ops.local_attention --explain` says which, and why).
 
     Returns:
       [B, H, W, N, D] in the inputs' dtype. Reverse-mode differentiation once; forward mode and
@@ -106,7 +106,10 @@ def _attend(
     images, table = P(mesh.axis_names), P()
     specs = Inputs(images, images, images, table, table)
     specs = Inputs(*(None if x is None else s for x, s in zip(inputs, specs, strict=True)))
-    return jax.shard_map(attend, mesh=mesh, in_specs=(specs,), out_specs=images)(inputs)
+    # Unchecked: Pallas' interpreter does not keep track of what varies over the mesh.
+    return jax.shard_map(attend, mesh=mesh, in_specs=(specs,), out_specs=images, check_vma=False)(
+        inputs
+    )
 
 
 def _problem(inputs: Inputs, options: Options, devices: int) -> Problem:

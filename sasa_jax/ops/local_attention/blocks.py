@@ -1,4 +1,4 @@
-"""Attention of blocks of queries to blocks of keys: the core that the halo and dense forms share.
+"""Attention of blocks of queries to blocks of keys: the core of the dense form.
 
 A form cuts the map into blocks ("..." below), each of a x b queries and u x v keys, u = a + K - 1
 and v = b + K - 1 (dense: less, it leaves out what lies beyond the image). The relative term is
@@ -75,16 +75,16 @@ def forward(blocks: Blocks) -> tuple[jax.Array, jax.Array]:
     return output, highest + jnp.log(total)
 
 
-def backward(
-    blocks: Blocks, output: jax.Array, log_sum_exp: jax.Array, cotangent: jax.Array
-) -> Blocks:
-    """The cotangents of the blocks; output and cotangent [..., a*b, D], log_sum_exp [..., a*b]."""
+def backward(blocks: Blocks, log_sum_exp: jax.Array, cotangent: jax.Array) -> Blocks:
+    """The cotangents of the blocks; cotangent [..., a*b, D], log_sum_exp [..., a*b]."""
     logits, highest = _logits(blocks)
     # The log-sum-exp itself, which no logit exceeds: see `_logits`.
     weights = jnp.exp(logits - jnp.maximum(log_sum_exp, highest)[..., None])
-    # softmax' gradient: weight * (its own cotangent - the weighted mean of all, which is y . dy)
-    mean = jnp.sum(output * cotangent, axis=-1)
-    slots = weights * (cotangent @ blocks.value - mean[..., None])
+    # softmax' gradient: weight * (its own cotangent - the weighted mean of all). The mean is
+    # y . dy too, but y was rounded to the inputs' dtype, and that would show in all gradients.
+    slots = cotangent @ blocks.value
+    mean = jnp.sum(weights * slots, axis=-1)
+    slots = weights * (slots - mean[..., None])
     square = slots.reshape(*blocks.row_logits.shape, blocks.column_logits.shape[-1])
     query, key = jnp.zeros_like(blocks.query), None
     if blocks.key is not None:

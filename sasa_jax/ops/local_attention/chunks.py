@@ -35,31 +35,26 @@ def blockwise(
 ) -> Callable[[Options, Inputs], jax.Array]:
     """Attention by blocks, with its gradient; `cutting` looks at the inputs' shapes alone."""
 
-    def forward(options: Options, inputs: Inputs) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def forward(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
         form = cutting(options, inputs)
 
         def chunk(inputs: Inputs) -> tuple[jax.Array, jax.Array]:
             output, log_sum_exp = core.forward(form.cut(inputs))
             return form.to_image(output), form.to_image(log_sum_exp[..., None])[..., 0]
 
-        output, log_sum_exp = map_forward(chunk, _chunk_size(form, inputs), inputs)
-        return output, (output, log_sum_exp)
+        return map_forward(chunk, _chunk_size(form, inputs), inputs)
 
     def backward(
-        options: Options,
-        inputs: Inputs,
-        saved: tuple[jax.Array, jax.Array],
-        cotangent: jax.Array,
+        options: Options, inputs: Inputs, log_sum_exp: jax.Array, cotangent: jax.Array
     ) -> Inputs:
         form = cutting(options, inputs)
-        output, log_sum_exp = saved
 
         def chunk(inputs: Inputs, *images: jax.Array) -> Inputs:
             blocks, uncut = jax.vjp(form.cut, inputs)
-            output, log_sum_exp, cotangent = map(form.to_queries, images)
-            return uncut(core.backward(blocks, output, log_sum_exp[..., 0], cotangent))[0]
+            log_sum_exp, cotangent = map(form.to_queries, images)
+            return uncut(core.backward(blocks, log_sum_exp[..., 0], cotangent))[0]
 
-        images = (output, log_sum_exp[..., None], cotangent)
+        images = (log_sum_exp[..., None], cotangent)
         return map_backward(chunk, _chunk_size(form, inputs), inputs, *images)
 
     return differentiable(forward, backward)

@@ -4,8 +4,11 @@ from sasa_jax.checks import nearest
 from sasa_jax.ops.local_attention.contract import Implementation, Problem
 from sasa_jax.ops.local_attention.definition import definition
 from sasa_jax.ops.local_attention.dense import dense
-from sasa_jax.ops.local_attention.halo import halo
-from sasa_jax.ops.local_attention.tpu_matrix import refuses, tpu_matrix
+from sasa_jax.ops.local_attention.rows import rows
+from sasa_jax.ops.local_attention.tpu_lanes import refuses as lanes_refuses
+from sasa_jax.ops.local_attention.tpu_lanes import tpu_lanes
+from sasa_jax.ops.local_attention.tpu_matrix import refuses as matrix_refuses
+from sasa_jax.ops.local_attention.tpu_matrix import tpu_matrix
 
 
 def _off_tpu(problem: Problem) -> str | None:
@@ -14,8 +17,17 @@ def _off_tpu(problem: Problem) -> str | None:
     return None
 
 
+def _idle_lanes(problem: Problem) -> str | None:
+    """128 images and 8 heads fill the vector unit; what is padded costs the same."""
+    batch, heads = problem.shape[0], problem.shape[3]
+    busy = batch * heads / (-(-batch // 128) * 128 * -(-heads // 8) * 8)
+    if busy < 0.75:
+        return f"{batch} images and {heads} heads would keep {busy:.0%} of the vector unit busy"
+    return None
+
+
 def _large_map(problem: Problem) -> str | None:
-    """Dense was faster than halo up to two windows' worth of pixels (measured on CPU)."""
+    """Dense was the fastest up to two windows' worth of pixels (measured on CPU)."""
     pixels, limit = problem.shape[1] * problem.shape[2], 2 * problem.options.window**2
     if pixels > limit:
         return f"{pixels} keys for every query; it pays up to twice the window's, {limit}"
@@ -23,9 +35,12 @@ def _large_map(problem: Problem) -> str | None:
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "tpu_matrix": Implementation(tpu_matrix, refuses, declines=_off_tpu),
+    "tpu_lanes": Implementation(
+        tpu_lanes, lanes_refuses, declines=lambda problem: _off_tpu(problem) or _idle_lanes(problem)
+    ),
+    "tpu_matrix": Implementation(tpu_matrix, matrix_refuses, declines=_off_tpu),
     "dense": Implementation(dense, declines=_large_map),
-    "halo": Implementation(halo),
+    "rows": Implementation(rows),
     "definition": Implementation(definition),
 }
 

@@ -1,4 +1,4 @@
-"""The problems that ResNet-50 at 224x224 asks for, for benchmarks and memory tests."""
+"""The problems that the networks ask for, for benchmarks and memory tests."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ class Workload:
     height: int
     width: int
     channels: int
-    layers: int  # how many of ResNet-50's 16 blocks have this shape
+    layers: int  # how many of the network's attention layers have this shape
     heads: int = 8
     window: int = 7
 
@@ -18,12 +18,17 @@ class Workload:
     def name(self) -> str:
         return f"{self.height}x{self.width}x{self.channels}"
 
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """[H, W, C]."""
+        return self.height, self.width, self.channels
+
     def shape(self, batch: int) -> tuple[int, int, int, int, int]:
         """[B, H, W, N, D]."""
         return batch, self.height, self.width, self.heads, self.channels // self.heads
 
 
-# A group's first block attends at its input's resolution and pools after (section 3.2).
+# At 224x224. A group's first block attends at its input's resolution and pools after (section 3.2).
 RESNET50 = (
     Workload(56, 56, 64, layers=3),
     Workload(56, 56, 128, layers=1),
@@ -38,3 +43,6 @@ RESNET50 = (
 RESOLUTIONS = tuple(
     w for w in RESNET50 if w.name in ("56x56x64", "28x28x128", "14x14x256", "7x7x512")
 )
+
+# At 640x640: on each of the levels P3 to P7 one layer in the pyramid and four in each of two heads.
+RETINANET = tuple(Workload(size, size, 256, layers=9) for size in (80, 40, 20, 10, 5))

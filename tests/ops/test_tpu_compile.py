@@ -1,0 +1,108 @@
+"""The TPU kernel compiled for real chips by libtpu: no TPU is needed, and nothing is run.
+
+`make test-tpu` installs libtpu in an environment of its own.
+"""
+
+import importlib.util
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sasa_jax import local_attention
+from sasa_jax.ops.local_attention.workloads import RESNET50
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: make test-tpu"
+)
+CHIPS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+
+
+@pytest.fixture(params=CHIPS)
+def mesh(request: pytest.FixtureRequest) -> Mesh:
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # do not look for a TPU host's metadata
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # tests run in several processes
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=CHIPS[request.param])
+    return Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def program(mesh: Mesh, shape: tuple[int, ...], dtype: str, window: int, **options) -> str:
+    """The compiled gradient; `shape` is for one chip."""
+    batch, *rest = shape
+    image = jax.ShapeDtypeStruct(
+        (batch * mesh.size, *rest), dtype, sharding=NamedSharding(mesh, P("data"))
+    )
+    table = jax.ShapeDtypeStruct((window, shape[-1] // 2), dtype, sharding=NamedSharding(mesh, P()))
+
+    @jax.jit
+    def gradients(*inputs: jax.Array) -> tuple[jax.Array, ...]:
+        output, transpose = jax.vjp(
+            lambda *inputs: local_attention(*inputs, window=window, **options), *inputs
+        )
+        return transpose(output)
+
+    with jax.set_mesh(mesh):
+        return gradients.lower(image, image, image, table, table).compile().as_text()
+
+
+def assert_kernels(text: str) -> None:
+    """Both passes are ours, and only the tables' gradients travel."""
+    for name in ("local_attention_forward", "local_attention_backward"):
+        assert name in text
+    assert "all-reduce" in text
+    assert not [op for op in ("all-gather", "all-to-all", "collective-permute") if op in text]
+
+
+@pytest.mark.parametrize("workload", RESNET50, ids=lambda workload: workload.name)
+def test_resnet50(workload, mesh: Mesh) -> None:
+    assert_kernels(program(mesh, workload.shape(batch=8), "bfloat16", workload.window))
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, window, boundary",
+    [
+        ((3, 9, 13, 3, 6), "float32", 5, "mask"),  # heads that fill no group, ragged tiles
+        ((1, 5, 5, 8, 32), "bfloat16", 7, "zero"),  # RetinaNet's P7, one image
+        ((2, 28, 28, 8, 16), "bfloat16", 19, "mask"),
+        ((2, 14, 14, 8, 16), "float32", 3, "zero"),
+    ],
+)
+def test_corners(
+    shape: tuple[int, ...], dtype: str, window: int, boundary: str, mesh: Mesh
+) -> None:
+    assert_kernels(program(mesh, shape, dtype, window, boundary=boundary, scale=0.5))
+
+
+def test_inside_a_checked_shard_map(mesh: Mesh) -> None:
+    image = jax.ShapeDtypeStruct((4 * mesh.size, 9, 9, 8, 8), jnp.bfloat16)
+    table = jax.ShapeDtypeStruct((7, 4), jnp.bfloat16)
+    specs = (P("data"), P("data"), P("data"), P(), P())
+
+    @jax.jit
+    def gradients(*inputs: jax.Array) -> tuple[jax.Array, ...]:
+        attend = jax.shard_map(local_attention, mesh=mesh, in_specs=specs, out_specs=P("data"))
+        output, transpose = jax.vjp(attend, *inputs)
+        return transpose(output)
+
+    shardings = [NamedSharding(mesh, spec) for spec in specs]
+    inputs = [
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        for x, sharding in zip((image, image, image, table, table), shardings, strict=True)
+    ]
+    with jax.set_mesh(mesh):
+        assert_kernels(gradients.lower(*inputs).compile().as_text())
+
+
+def test_128_images_take_the_vector_unit(mesh: Mesh) -> None:
+    text = program(mesh, (128, 9, 9, 8, 8), "bfloat16", 7)
+    assert "local_attention_lanes_backward" in text and "all-gather" not in text
+
+
+def test_float16_falls_through(mesh: Mesh) -> None:
+    text = program(mesh, (2, 9, 9, 2, 8), jnp.float16, 5)
+    assert "local_attention_forward" not in text
