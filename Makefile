@@ -7,7 +7,7 @@ NEWEST_PYTHON ?= $(shell for p in python3.13 python3.12 $(HOME)/.pyenv/versions/
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 PYTEST = $(VENV)/bin/python -m pytest -n auto
 
-.PHONY: demo test test-all test-newest lint clean
+.PHONY: demo test test-all test-newest test-tpu lint clean
 
 # glibc gives large blocks back at once; on a CPU, faulting them in again costs a third of a step.
 KEEP_MEMORY = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000
@@ -29,12 +29,22 @@ test-newest:
 	@test -n "$(NEWEST_PYTHON)" || { echo "no Python 3.12 or 3.13 found: set NEWEST_PYTHON"; exit 1; }
 	$(MAKE) test PYTHON="$(NEWEST_PYTHON)" VENV=.venv-newest
 
+# TPU programs compiled by libtpu, in an environment of its own; no TPU is needed.
+test-tpu: .venv-tpu/installed-tpu
+	@.venv-tpu/bin/python tests/versions.py
+	.venv-tpu/bin/python -m pytest -n 2 tests/ops/test_tpu_compile.py tests/test_benchmarks.py
+
+.venv-tpu/installed-tpu: requirements.txt pyproject.toml
+	$(or $(NEWEST_PYTHON),$(PYTHON)) -m venv .venv-tpu
+	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test,tpu]"
+	@touch $@
+
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf .venv .venv-newest build *.egg-info
+	rm -rf .venv .venv-newest .venv-tpu build *.egg-info
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

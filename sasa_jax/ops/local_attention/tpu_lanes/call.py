@@ -13,10 +13,10 @@ from sasa_jax.ops.local_attention.tpu_lanes.backward import BackwardRefs
 from sasa_jax.ops.local_attention.tpu_lanes.forward import ForwardRefs
 from sasa_jax.ops.local_attention.tpu_lanes.launch import backward_pass, forward_pass
 from sasa_jax.ops.local_attention.tpu_lanes.pixels import LANES, LN2, SUBLANES, Plan
+from sasa_jax.ops.local_attention.tpu_memory import fast_memory
 
 DTYPES = ("float32", "bfloat16")
 MAX_DIM, MAX_WINDOW = 64, 15
-SMALL_MEMORY = ("TPU v5", "TPU7x")  # 64 MB of vector memory; v5e and v6e have 128
 
 
 def _forward(options: Options, inputs: Inputs) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -62,7 +62,7 @@ tpu_lanes = differentiable(_forward, _backward)
 
 def _run(kernel: Callable, plan: Plan, operands: Any) -> Any:
     """Off TPU in Pallas' interpreter."""
-    call = partial(kernel, plan, memory=_memory() + 2**23)
+    call = partial(kernel, plan, memory=fast_memory())
     return jax.lax.platform_dependent(
         operands, tpu=partial(call, interpret=False), default=partial(call, interpret=True)
     )
@@ -142,16 +142,9 @@ def _tile(window: int, shape: tuple[int, ...], dtype: jnp.dtype, backward: bool)
             continue
         rings = 2 * rows * (tile + window - 1) * number * 4
         blocks = 2 * (images * (tile + window) + 2 * width) * number * dtype.itemsize
-        if rings + blocks + 2**22 <= _memory():
+        if rings + blocks + 12 * 2**20 <= fast_memory():
             return tile
     return None
-
-
-def _memory() -> int:
-    """Bytes of vector memory to use; the kernels are given 8 MB more."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    kind = jax.devices()[0].device_kind if device is None else device.device_kind
-    return (52 if kind in SMALL_MEMORY else 108) * 2**20
 
 
 def _to_lanes(x: jax.Array) -> jax.Array:

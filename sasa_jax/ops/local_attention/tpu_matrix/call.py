@@ -19,12 +19,11 @@ from sasa_jax.ops.local_attention.tpu_matrix.geometry import (
     Geometry,
     up,
 )
+from sasa_jax.ops.local_attention.tpu_memory import fast_memory
 
 DTYPES = ("float32", "bfloat16")
 IMAGES = ("query", "key", "value")
-# Bytes of fast memory for a grid step. v5p has 64 MiB, v5e and v6e have 128.
-MEMORY_LIMIT = 60 * 2**20
-COMPILER_MEMORY = 8 * 2**20  # bytes that the compiler may want beside: spilled registers
+COMPILER_MEMORY = 5 * 2**20  # bytes that the compiler may want beside: spilled registers
 
 
 def refuses(problem: Problem) -> str | None:
@@ -34,10 +33,10 @@ def refuses(problem: Problem) -> str | None:
         return f"dtype {dtype.name}; it takes {' and '.join(DTYPES)}"
     geo = Geometry.of(problem.options, problem.shape)
     needed = _memory(geo, dtype, kernels.backward_scratch(geo, dtype)) + COMPILER_MEMORY
-    if needed > MEMORY_LIMIT:
+    if needed > fast_memory():
         return (
             f"maps of {geo.height}x{geo.width} in {dtype.name} need {needed / 2**20:.0f} MiB of "
-            f"fast memory, more than {MEMORY_LIMIT / 2**20:.0f}"
+            f"fast memory, more than {fast_memory() / 2**20:.0f}"
         )
     return None
 
