@@ -155,7 +155,9 @@ def _attend(
         slot, gradient_slot = step.slot(offset), _slot(step, offset)
         for i, b, logit in pixels.logits(step, scratch, first, offset, own):
             shift = scratch.shift[i, offset]
-            scratch.weights[i, b] = jnp.exp2(shift if logit is None else logit + shift)
+            scratch.weights[i, b] = jnp.exp2(
+                jnp.minimum(shift if logit is None else logit + shift, 0.0)
+            )
         row_sums = [None] * group
         for column, queries in pixels.pairs(plan):
             value = pixels.numbers(scratch.value, slot, first + column)
