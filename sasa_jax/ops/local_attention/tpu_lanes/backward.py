@@ -155,6 +155,7 @@ def _attend(
         slot, gradient_slot = step.slot(offset), _slot(step, offset)
         for i, b, logit in pixels.logits(step, scratch, first, offset, own):
             shift = scratch.shift[i, offset]
+            # 0 at most; very large logits differ from their log-sum-exp by a rounding.
             scratch.weights[i, b] = jnp.exp2(
                 jnp.minimum(shift if logit is None else logit + shift, 0.0)
             )
