@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from benchmarks.common import note
 from sasa_jax import local_attention
 from sasa_jax.ops.local_attention.contract import Options, Problem
-from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS, reasons
+from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS, picked
 from sasa_jax.ops.local_attention.workloads import Workload
 
 
@@ -43,14 +43,14 @@ def contenders(workload: Workload, batch: int, dtype: str, platform: str) -> dic
     table = jax.ShapeDtypeStruct((workload.window, shape[-1] // 2), dtype)
     options = Options(workload.window, "zero", 1.0)
     problem = Problem(platform, jnp.dtype(dtype), shape, options)
-    picked = next(name for name, reason in reasons(problem).items() if reason is None)
+    default = picked(problem)
     found = {}
     for name, implementation in IMPLEMENTATIONS.items():
         reason = implementation.refuses(problem)
         contender = Contender(
             partial(_attend, shape, workload.window, name),
             (image, image, image, table, table),
-            picked=name == picked,
+            picked=name == default,
         )
         if reason is None and platform == "cpu" and _interpreted(contender):
             reason = "a kernel for other hardware, interpreted here"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sasa_jax.ops.local_attention.checks import checked_options
 from sasa_jax.ops.local_attention.contract import Problem
@@ -18,6 +19,16 @@ FAST_COMPILE = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
+
+
+# A test for each of them. tpu_lanes takes half a minute to compile for the interpreter.
+every = pytest.mark.parametrize(
+    "implementation",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "tpu_lanes" else [])
+        for name in IMPLEMENTATIONS
+    ],
+)
 
 
 def implementations(dtype: str) -> list[str]:

@@ -11,17 +11,9 @@ from sasa_jax import local_attention, local_attention_weights
 from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS
 from sasa_jax.ops.local_attention.workloads import RESOLUTIONS, Workload
 
-from .cases import FAST_COMPILE
+from .cases import FAST_COMPILE, every
 
 FAST = [name for name in IMPLEMENTATIONS if name != "definition"]
-# tpu_lanes takes half a minute to compile for the interpreter.
-every = pytest.mark.parametrize(
-    "implementation",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name == "tpu_lanes" else [])
-        for name in IMPLEMENTATIONS
-    ],
-)
 fast = pytest.mark.parametrize("implementation", FAST)
 
 # float32: a few roundings of 6e-8 on sums of order one, with logits of a few units.

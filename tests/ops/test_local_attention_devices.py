@@ -13,19 +13,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sasa_jax import local_attention
-from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS
 
-from .cases import FAST_COMPILE
+from .cases import FAST_COMPILE, every
 
 BATCH, WINDOW = 8, 5
-# tpu_lanes takes half a minute to compile for the interpreter.
-every = pytest.mark.parametrize(
-    "implementation",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name == "tpu_lanes" else [])
-        for name in IMPLEMENTATIONS
-    ],
-)
 
 
 def arguments(batch: int = BATCH) -> dict[str, jax.Array]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from sasa_jax.ops.local_attention.checks import BOUNDARIES, DTYPES, checked_options
 from sasa_jax.ops.local_attention.contract import Problem
-from sasa_jax.ops.local_attention.registry import reasons
+from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS, picked, reason_against
 
 
 def main() -> None:
@@ -22,12 +22,10 @@ def main() -> None:
         f"window {problem.options.window}, boundary {problem.options.boundary!r}, "
         f"on {problem.platform}:"
     )
-    picked = None
-    for name, reason in reasons(problem).items():
-        if reason is None:
-            reason = "picked" if picked is None else f"could run it; {picked} comes first"
-            picked = picked or name
-        print(f"  {name:12}{reason}")
+    first = picked(problem)
+    for name in IMPLEMENTATIONS:
+        reason = reason_against(name, problem) or f"could run it; {first} comes first"
+        print(f"  {name:12}{'picked' if name == first else reason}")
 
 
 def _problem() -> Problem:

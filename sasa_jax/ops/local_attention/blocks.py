@@ -1,8 +1,8 @@
 """Attention of blocks of queries to blocks of keys: the core of the dense form.
 
-A form cuts the map into blocks ("..." below), each of a x b queries and u x v keys, u = a + K - 1
-and v = b + K - 1 (dense: less, it leaves out what lies beyond the image). The relative term is
-q . r = q_row . row + q_column . column, so u + v dot products of D/2 a query and not K^2 of D. A
+"..." below are images and heads. The a x b queries of a block meet u x v keys; relative logits come
+for u = a + K - 1 and v = b + K - 1, and dense leaves out those beyond the image. The relative term
+is q . r = q_row . row + q_column . column, so u + v dot products of D/2 a query and not K^2 of D. A
 key outside a query's window is given the logit `OUTSIDE`.
 """
 
@@ -12,11 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sasa_jax.ops.local_attention.contract import Inputs, Options
+from sasa_jax.ops.local_attention.contract import OUTSIDE, Inputs, Options
 from sasa_jax.ops.local_attention.definition import per_head
-
-# Finite, so that a row without any slot (a padding query) gives no NaN; exp of it is exactly 0.
-OUTSIDE = -1e30
 
 
 class Blocks(NamedTuple):

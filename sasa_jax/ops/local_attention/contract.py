@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 
 Boundary = Literal["zero", "mask"]
+# The logit of a slot that does not count. Finite, so that a query with nothing else, a padding one
+# or one whose window's row is beyond the image, meets no inf - inf; exp of it is exactly 0.
+OUTSIDE = -1e30
 
 
 @dataclass(frozen=True)

@@ -17,21 +17,37 @@ import jax.numpy as jnp
 
 from sasa_jax.ops.local_attention import blocks as core
 from sasa_jax.ops.local_attention.blocks import Blocks
-from sasa_jax.ops.local_attention.chunks import Cutting, blockwise
-from sasa_jax.ops.local_attention.contract import Inputs, Options
+from sasa_jax.ops.local_attention.chunks import chunk_size, map_backward, map_forward
+from sasa_jax.ops.local_attention.contract import Inputs, Options, differentiable
 
 
-def _cutting(options: Options, inputs: Inputs) -> Cutting:
+def _forward(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+    to_image = partial(_image, shape=inputs.query.shape)
+
+    def chunk(inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+        output, log_sum_exp = core.forward(_cut(options, inputs))
+        return to_image(output), to_image(log_sum_exp[..., None])[..., 0]
+
+    return map_forward(chunk, _chunk_size(inputs), inputs)
+
+
+def _backward(
+    options: Options, inputs: Inputs, log_sum_exp: jax.Array, cotangent: jax.Array
+) -> Inputs:
+    def chunk(inputs: Inputs, *images: jax.Array) -> Inputs:
+        blocks, uncut = jax.vjp(partial(_cut, options), inputs)
+        log_sum_exp, cotangent = map(_flat, images)
+        return uncut(core.backward(blocks, log_sum_exp[..., 0], cotangent))[0]
+
+    return map_backward(chunk, _chunk_size(inputs), inputs, log_sum_exp[..., None], cotangent)
+
+
+dense = differentiable(_forward, _backward)
+
+
+def _chunk_size(inputs: Inputs) -> int:
     _, height, width, heads, _ = inputs.query.shape
-    return Cutting(
-        cut=partial(_cut, options),
-        to_queries=_flat,
-        to_image=partial(_image, height=height, width=width),
-        numbers_per_image=(height * width) ** 2 * heads,
-    )
-
-
-dense = blockwise(_cutting)
+    return chunk_size(inputs, (height * width) ** 2 * heads)  # the logits
 
 
 def _cut(options: Options, inputs: Inputs) -> Blocks:
@@ -66,7 +82,7 @@ def _flat(image: jax.Array) -> jax.Array:
     return image.transpose(0, 3, 1, 2, 4).reshape(batch, heads, height * width, dim)
 
 
-def _image(flat: jax.Array, height: int, width: int) -> jax.Array:
-    """The inverse of `_flat`."""
+def _image(flat: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of `_flat`; `shape`: [any, H, W, N, any]."""
     batch, heads, _, dim = flat.shape
-    return flat.reshape(batch, heads, height, width, dim).transpose(0, 2, 3, 1, 4)
+    return flat.reshape(batch, heads, *shape[1:3], dim).transpose(0, 2, 3, 1, 4)

@@ -53,7 +53,7 @@ def choose(name: str | None, problem: Problem) -> Implementation:
       NotImplementedError: it refuses the problem.
     """
     if name is None:
-        name = next(name for name, reason in reasons(problem).items() if reason is None)
+        return IMPLEMENTATIONS[picked(problem)]
     if name not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation: got {name!r}, expected None or one of "
@@ -68,9 +68,12 @@ def choose(name: str | None, problem: Problem) -> Implementation:
     return IMPLEMENTATIONS[name]
 
 
-def reasons(problem: Problem) -> dict[str, str | None]:
-    """Why each implementation is not taken when none is named; None for those that would do."""
-    return {
-        name: candidate.refuses(problem) or candidate.declines(problem)
-        for name, candidate in IMPLEMENTATIONS.items()
-    }
+def picked(problem: Problem) -> str:
+    """The name of the implementation that is taken when none is named."""
+    return next(name for name in IMPLEMENTATIONS if reason_against(name, problem) is None)
+
+
+def reason_against(name: str, problem: Problem) -> str | None:
+    """Why an implementation is not taken when none is named; None if it would do."""
+    candidate = IMPLEMENTATIONS[name]
+    return candidate.refuses(problem) or candidate.declines(problem)

@@ -18,11 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sasa_jax.ops.local_attention.chunks import chunk_size, map_backward, map_forward
-from sasa_jax.ops.local_attention.contract import Inputs, Options, differentiable
+from sasa_jax.ops.local_attention.contract import OUTSIDE, Inputs, Options, differentiable
 from sasa_jax.ops.local_attention.definition import softmax_dtype
 
-# Finite, so that a query with a whole row of its window beyond the image meets no inf - inf.
-OUTSIDE = -1e30
 # Channels that one loop of `_correlate` adds up; with 16, dot products took twice as long on CPU.
 CHANNELS = 8
 
@@ -57,8 +55,7 @@ def _chunk_size(options: Options, inputs: Inputs) -> int:
     """Few images: small chunks, which stay in cache, were the fastest (measured on CPU)."""
     _, height, width, heads, dim = inputs.query.shape
     numbers = height * width * heads * (4 * dim + 3 * options.window)  # maps, logits of one row
-    itemsize = softmax_dtype(inputs.query.dtype).itemsize
-    return chunk_size(inputs.query.shape[0], numbers * itemsize, limit=2**21)
+    return chunk_size(inputs, numbers, limit=2**21)
 
 
 def _forward_chunk(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:

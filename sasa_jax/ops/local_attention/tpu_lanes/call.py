@@ -9,13 +9,12 @@ import jax.numpy as jnp
 
 from sasa_jax.ops.local_attention.contract import Inputs, Options, Problem, differentiable
 from sasa_jax.ops.local_attention.definition import per_head
+from sasa_jax.ops.local_attention.tpu_common import DTYPES, fast_memory
 from sasa_jax.ops.local_attention.tpu_lanes.backward import BackwardRefs
 from sasa_jax.ops.local_attention.tpu_lanes.forward import ForwardRefs
 from sasa_jax.ops.local_attention.tpu_lanes.launch import backward_pass, forward_pass
 from sasa_jax.ops.local_attention.tpu_lanes.pixels import LANES, LN2, SUBLANES, Plan
-from sasa_jax.ops.local_attention.tpu_memory import fast_memory
 
-DTYPES = ("float32", "bfloat16")
 MAX_DIM, MAX_WINDOW = 64, 15
 
 

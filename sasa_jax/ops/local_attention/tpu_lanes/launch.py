@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from sasa_jax.ops.local_attention.tpu_common import result
 from sasa_jax.ops.local_attention.tpu_lanes.backward import (
     BackwardRefs,
     BackwardScratch,
@@ -62,8 +63,8 @@ def forward_pass(
         in_specs=[specs],
         out_specs=[query_spec, pl.BlockSpec((1, plan.tile, SUBLANES, LANES), query_row)],
         out_shape=[
-            _like(query, query.shape, query.dtype),
-            _like(query, (height, width, groups * SUBLANES, batch), jnp.float32),
+            result(query, query.shape, query.dtype),
+            result(query, (height, width, groups * SUBLANES, batch), jnp.float32),
         ],
         scratch_shapes=[
             ForwardScratch(
@@ -76,10 +77,7 @@ def forward_pass(
                 output=buffer(g, pixel),
             )
         ],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=memory,
-        ),
+        compiler_params=_compiler_params(memory),
         interpret=interpret,
         name="local_attention_lanes",
     )(inputs)
@@ -126,9 +124,9 @@ def backward_pass(plan: Plan, inputs: BackwardRefs, *, memory: int, interpret: b
         cotangent=query_spec,
     )
     rims = tiles > 1 and k > 1
-    own = _like(inputs.query, inputs.query.shape, inputs.query.dtype)
-    rim = _like(inputs.query, (tiles, height, k - 1, channels, batch), jnp.float32)
-    sums = _like(inputs.query, (batch // LANES, groups, *table), jnp.float32)
+    own = result(inputs.query, inputs.query.shape, inputs.query.dtype)
+    rim = result(inputs.query, (tiles, height, k - 1, channels, batch), jnp.float32)
+    sums = result(inputs.query, (batch // LANES, groups, *table), jnp.float32)
 
     def outputs(table, query, done, rim) -> Gradients:
         """Those that there are."""
@@ -166,16 +164,16 @@ def backward_pass(plan: Plan, inputs: BackwardRefs, *, memory: int, interpret: b
                 product=buffer(1, pixel),
             )
         ],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=memory,
-        ),
+        compiler_params=_compiler_params(memory),
         interpret=interpret,
         name="local_attention_lanes_backward",
     )(inputs)
     return gradients
 
 
-def _like(x: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.ShapeDtypeStruct:
-    """Varying over the same mesh axes as `x`, inside a shard_map."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
+def _compiler_params(memory: int) -> pltpu.CompilerParams:
+    """Of the grid over (images, heads, tiles, steps): rings live from step to step of a tile."""
+    return pltpu.CompilerParams(
+        dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+        vmem_limit_bytes=memory,
+    )

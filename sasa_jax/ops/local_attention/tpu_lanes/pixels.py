@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from sasa_jax.ops.local_attention.contract import OUTSIDE
+
 LANES, SUBLANES = 128, 8
 LN2 = 0.6931471805599453
-OUTSIDE = -1e30  # finite: exp2 of it is exactly 0, and it gives no NaN
 
 
 @dataclass(frozen=True)

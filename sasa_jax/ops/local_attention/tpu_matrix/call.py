@@ -11,6 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from sasa_jax.ops.local_attention.contract import Inputs, Options, Problem, differentiable
 from sasa_jax.ops.local_attention.definition import per_head
+from sasa_jax.ops.local_attention.tpu_common import DTYPES, fast_memory, result
 from sasa_jax.ops.local_attention.tpu_matrix import kernels
 from sasa_jax.ops.local_attention.tpu_matrix.geometry import (
     BUSY,
@@ -19,9 +20,7 @@ from sasa_jax.ops.local_attention.tpu_matrix.geometry import (
     Geometry,
     up,
 )
-from sasa_jax.ops.local_attention.tpu_memory import fast_memory
 
-DTYPES = ("float32", "bfloat16")
 IMAGES = ("query", "key", "value")
 COMPILER_MEMORY = 5 * 2**20  # bytes that the compiler may want beside: spilled registers
 
@@ -131,9 +130,8 @@ def _run(
     image = pl.BlockSpec((geo.images, height, width, geo.lanes), lambda b, g: (b, 0, 0, g))
     table = pl.BlockSpec((rows, geo.lanes), lambda b, g: (0, g))
     tables = pl.BlockSpec((1, rows, geo.lanes), lambda b, g: (b, 0, g))
-    like = partial(jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(query).manual_axis_type)
-    image_out = like(query.shape, query.dtype)
-    table_out = like((grid[0], rows, channels), jnp.float32)
+    image_out = result(query, query.shape, query.dtype)
+    table_out = result(query, (grid[0], rows, channels), jnp.float32)
     scratch = kernels.SCRATCH[kernel](geo, query.dtype)
     return pl.pallas_call(
         partial(kernel, geo),

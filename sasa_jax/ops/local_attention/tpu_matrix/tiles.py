@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from sasa_jax.ops.local_attention.blocks import OUTSIDE
+from sasa_jax.ops.local_attention.contract import OUTSIDE
 from sasa_jax.ops.local_attention.tpu_matrix.geometry import COLUMNS, Geometry, up
 
 
