@@ -7,13 +7,16 @@ NEWEST_PYTHON ?= $(shell for p in python3.13 python3.12 $(HOME)/.pyenv/versions/
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 PYTEST = $(VENV)/bin/python -m pytest -n auto
 
-.PHONY: demo test test-all test-newest test-tpu lint clean
+.PHONY: demo demo-detection test test-all test-newest test-tpu lint clean
 
 # glibc gives large blocks back at once; on a CPU, faulting them in again costs a third of a step.
 KEEP_MEMORY = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000
 
 demo: $(VENV)/installed
 	$(KEEP_MEMORY) $(VENV)/bin/python main.py --config=configs/digits.py --workdir=runs/digits
+
+demo-detection: $(VENV)/installed
+	$(KEEP_MEMORY) $(VENV)/bin/python main.py --config=configs/digit_scenes.py --workdir=runs/digit_scenes
 
 test: $(VENV)/installed-test lint
 	@$(VENV)/bin/python tests/versions.py

@@ -9,10 +9,10 @@ Modes:
     digest   prints one SHA-256 over the newest checkpoint's state
 
 Exit codes: 0 done; 2 refused, with what to do about it on stderr; 130 or 143 stopped by Ctrl-C or
-SIGTERM, after saving; 1 anything else. `--verbosity=1` shows the traceback of a refusal.
+SIGTERM, after saving; 3 too many steps in a row were not finite; 1 anything else, a hang too.
+`--verbosity=1` shows the traceback of a refusal.
 """
 
-import functools
 import platform
 import sys
 import tempfile
@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-import cv2
 import flax
 import jax
 from absl import app, flags, logging
@@ -28,9 +27,10 @@ from clu import parameter_overview
 from ml_collections import config_flags
 
 from sasa_jax import training
-from sasa_jax.analysis import count, format_table, save_attention_figure
-from sasa_jax.tasks import Classification
-from sasa_jax.tasks.classification_data import open_data
+from sasa_jax.analysis import count, format_table
+from sasa_jax.tasks import Classification, Detection, open_task
+
+Task = Classification | Detection
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; configs/digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<name of the config>.")
@@ -65,10 +65,12 @@ def run(config: dict[str, Any], workdir: Path, mode: str) -> None:
             case "eval":
                 results = training.evaluate(task, config, plan, workdir)
             case "train":
-                picture = functools.partial(_draw_attention, task, workdir)
-                results = training.train(task, config, plan, workdir, picture)
+                _, results = training.train(task, config, plan, workdir)
     except training.WorkdirError as error:
         _refuse(error)
+    except training.NotFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(3)
     except training.Interrupted as stop:
         print(stop)
         sys.exit(stop.exit_code)
@@ -79,14 +81,12 @@ def run(config: dict[str, Any], workdir: Path, mode: str) -> None:
         print(task.headline(results))
 
 
-def _prepare(
-    config: dict[str, Any], workdir: Path, mode: str
-) -> tuple[Classification, training.Plan]:
+def _prepare(config: dict[str, Any], workdir: Path, mode: str) -> tuple[Task, training.Plan]:
     """All that can be refused is refused here: before any compilation."""
     training.check_division(config["batch_size"], config["accumulation_steps"], jax.device_count())
     if mode == "eval":
         training.check_saved(workdir)
-    task = Classification(config, open_data(config, allow_absent=mode == "dry_run"))
+    task = open_task(config, allow_absent=mode == "dry_run")
     plan = training.make_plan(config, task.train_size)
     if mode == "train":
         _check_writable(workdir)
@@ -103,11 +103,9 @@ def _check_writable(workdir: Path) -> None:
         ) from error
 
 
-def _first_screen(
-    task: Classification, config: dict[str, Any], plan: training.Plan, workdir: Path
-) -> str:
-    devices, data, model = jax.devices(), config["data"], config["model"]
-    size, batch = data["image_size"], config["batch_size"]
+def _first_screen(task: Task, config: dict[str, Any], plan: training.Plan, workdir: Path) -> str:
+    devices, model = jax.devices(), config["model"]
+    size, batch = task.image_size, config["batch_size"]
     saved = training.saved_step(workdir)
     counts = count(task.build_model, size)
     lines = {
@@ -117,7 +115,8 @@ def _first_screen(
         f"flax {flax.__version__}",
         "train data": task.data.train.description,
         "eval data": task.data.evaluation.description,
-        "images": f"{size}x{size}, augmentation {data['augmentation']['kind']}",
+        "images": f"{size}x{size}",
+        **task.description(),
         "steps": f"{plan.total_steps:,} ({plan.epochs:.1f} epochs), warm-up {plan.warmup_steps:,}",
         "batch": f"{batch}, {batch // len(devices)} a device"
         + f", in {config['accumulation_steps']} micro-batches" * (config["accumulation_steps"] > 1),
@@ -131,11 +130,11 @@ def _first_screen(
     text = [f"{name:14} {line}" for name, line in lines.items()]
     if task.data.missing:
         text.append(f"data: not found here. {task.data.missing}")
-    text += ["", f"{model['name']}, one image of {size}x{size}:", format_table(counts)]
+    text += ["", f"{task.name}, one image of {size}x{size}:", format_table(counts)]
     return "\n".join([*text, ""])
 
 
-def _dry_run(task: Classification, config: dict[str, Any], plan: training.Plan) -> str:
+def _dry_run(task: Task, config: dict[str, Any], plan: training.Plan) -> str:
     mesh = training.data_mesh()
     with jax.set_mesh(mesh):
         program = training.make_program(task, config, plan, mesh)
@@ -152,35 +151,12 @@ def _dry_run(task: Classification, config: dict[str, Any], plan: training.Plan) 
             f"{_size(memory.temporaries)} activations and other temporaries + "
             f"{_size(memory.new_outputs)} new results"
         )
-    stem_relative = task.stem_relative_parameters()
-    if stem_relative:
-        parameters = sum(x.size for x in jax.tree.leaves(program.state.params))
-        text.append(
-            f"{parameters:,} parameters = {parameters - stem_relative:,} + {stem_relative} of the "
-            "relative term in the stem's logits, which the paper's appendix does not write but its "
-            "FLOPS need; without it: --config.model.stem_relative=False"
-        )
+    text.append(task.describe_parameters())
     return "\n".join([*text, "dry run: no step was taken"])
 
 
 def _size(number: int) -> str:
     return f"{number / 2**20:,.0f} MiB" if number < 2**33 else f"{number / 2**30:,.1f} GiB"
-
-
-def _draw_attention(
-    task: Classification, workdir: Path, state: training.TrainState, writers: training.Writers
-) -> None:
-    """attention.png: the averaged network's attention on one image of the evaluation split."""
-    image, label, guess, attention = task.attention(state.averages)
-    if not attention or jax.process_index():
-        return
-    path = workdir / "attention.png"
-    names = task.data.evaluation.class_names
-    title = f"label {names[label]}, network says {names[guess]}"
-    save_attention_figure(path, image, attention, title=title)
-    picture = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-    writers.image(int(state.step), "attention", picture)
-    print(f"attention maps: {path}")
 
 
 def _default_workdir() -> str:

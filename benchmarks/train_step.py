@@ -38,7 +38,6 @@ from configs import sa_resnet50
 from sasa_jax import list_models, training
 from sasa_jax.ops.local_attention.workloads import RESNET50
 from sasa_jax.tasks import Classification
-from sasa_jax.tasks.classification_data import open_data
 
 MODELS = ("resnet50", "sa_resnet50_conv_stem", "sa_resnet50")
 PAPER_CHIPS = 128  # from here on the batch is the config's own
@@ -82,7 +81,7 @@ def program(model: str, batch: int, size: int, dtype: str, mesh: Mesh) -> traini
     config.model.name, config.model.dtype = model, dtype
     config.batch_size, config.data.image_size = batch, size
     config = config.to_dict()
-    task = Classification(config, open_data(config, allow_absent=True))
+    task = Classification.open(config, allow_absent=True)
     return training.make_program(task, config, training.make_plan(config, task.train_size), mesh)
 
 

@@ -1,22 +1,27 @@
-"""Every key of a classification config, with the values that experiments share.
+"""Every key of a config, with the values that experiments share.
 
 A config is a file whose `get_config()` fills this in. Any key can be overridden on the command
 line, e.g. `--config.batch_size=64 --config.model.window=5`; a mistyped one suggests the nearest.
 """
 
 import dataclasses
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+from sasa_jax.data.box_transforms import DetectionTrain
 
 from sasa_jax.data.image_transforms import KINDS
-from sasa_jax.models import list_models, model_options
+from sasa_jax.detection import Anchors, detect, detection_loss
+from sasa_jax.models import list_models, model_options, retinanet_options
 
 
-def base_config() -> ConfigDict:
-    """All keys; those without a default of their own hold None or a placeholder."""
+def _base_config(task: str) -> ConfigDict:
+    """What all tasks have; keys without a default of their own hold None or a placeholder."""
     config = ConfigDict()
+    config.task = task
     config.seed = 0
 
     # Length. total_steps, where it is given, replaces total_epochs; the warm-up keeps its share.
@@ -37,7 +42,8 @@ def base_config() -> ConfigDict:
     config.weight_decay = 1e-4
     config.weight_decay_on = "kernels"
     config.clip_norm = placeholder(float)  # largest global norm of the gradient
-    config.label_smoothing = 0.1
+    # A step whose loss or gradient is not finite is not applied; so many in a row end the run.
+    config.max_skipped_steps = 10
 
     # Averages of the weights and of the BN statistics that go with them, which is how the paper's
     # "BN decay 0.9999" is had. The decay is min(average_decay, (1 + t) / (10 + t)) at step t. The
@@ -50,6 +56,10 @@ def base_config() -> ConfigDict:
     config.eval_every = 1000
     config.log_every = 50
 
+    # Without a step or a batch of an evaluation for so long the process writes the stacks of its
+    # threads and exits: a hung host would keep all others waiting. 0 is never.
+    config.hang_seconds = 1800.0
+
     config.data = ConfigDict()
     config.data.name = placeholder(str)  # as TFDS has it
     config.data.dir = placeholder(str)  # None: $TFDS_DATA_DIR, else ~/tensorflow_datasets
@@ -57,7 +67,6 @@ def base_config() -> ConfigDict:
     config.data.eval_split = "validation"
     config.data.image_size = 224
     config.data.threads = 16  # that read and decode images
-    config.data.augmentation = augmentation("none")
     # The sizes to assume in a dry run where the data is not at hand.
     config.data.train_size = placeholder(int)
     config.data.eval_size = placeholder(int)
@@ -67,11 +76,51 @@ def base_config() -> ConfigDict:
     return config
 
 
+def classification_config() -> ConfigDict:
+    """All keys of a config for classification."""
+    config = _base_config("classification")
+    config.label_smoothing = 0.1
+    config.data.augmentation = augmentation("none")
+    return config
+
+
+def detection_config() -> ConfigDict:
+    """All keys of a config for detection; `model` is the backbone."""
+    config = _base_config("detection")
+    config.detector = detector()
+    config.backbone_from = placeholder(str)  # workdir of a classification run of `model`
+
+    # A logit for each class of the data ("contiguous"), or for each category id from 1 to the
+    # largest ("category", with COCO the paper's 90, of which 80 are used).
+    config.class_ids = "contiguous"
+    config.anchors = ConfigDict(dataclasses.asdict(Anchors()))
+    del config.anchors.levels  # the network's
+    config.detection_loss = _defaults(detection_loss)
+    config.decoding = _defaults(detect)
+    config.metric = "pycocotools"  # or "faster", which needs the extra `coco`
+
+    config.data.max_boxes = 100  # of a training image
+    config.data.augmentation = ConfigDict(
+        {
+            field.name: _empty(field.name, field.default)
+            for field in dataclasses.fields(DetectionTrain)
+            if field.name not in ("image_size", "max_boxes")
+        }
+    )
+    return config
+
+
 def model(name: str, **options: Any) -> ConfigDict:
     """A model by name, and every option of `create_model`; None is as the named model has it."""
     config = ConfigDict({"name": name})
     for key, default in model_options(list_models()[0]).items():
         config[key] = _empty(key, default)
+    return _filled(config, options)
+
+
+def detector(**options: Any) -> ConfigDict:
+    """Every option of `create_retinanet`; None is its default."""
+    config = ConfigDict({key: _empty(key, value) for key, value in retinanet_options().items()})
     return _filled(config, options)
 
 
@@ -92,6 +141,12 @@ def _empty(key: str, default: Any) -> Any:
     # `window` is one integer or a tuple of them; of an option that is None the type is not known.
     unknown = default is None or key == "window"
     return placeholder(object if unknown else type(default))
+
+
+def _defaults(function: Callable[..., Any]) -> ConfigDict:
+    """The keyword-only options of a function that have a default."""
+    parameters = inspect.signature(function).parameters.values()
+    return ConfigDict({p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY})
 
 
 def _filled(config: ConfigDict, options: dict[str, Any]) -> ConfigDict:

@@ -21,7 +21,7 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-    config = common.base_config()
+    config = common.classification_config()
     config.model = common.model(
         "sa_resnet26",
         blocks=(2, 2),

@@ -1,14 +1,19 @@
 """Accounting of parameters and FLOPS, the paper's tables, pictures of attention."""
 
 from sasa_jax.analysis.attention_maps import attention_figure, save_attention_figure
+from sasa_jax.analysis.detection_figures import DetectedImage, detections_figure
+from sasa_jax.analysis.figures import figure_pixels
 from sasa_jax.analysis.flops import Counts, Flops, LayerCount, count, format_table
 
 __all__ = [
     "Counts",
+    "DetectedImage",
     "Flops",
     "LayerCount",
     "attention_figure",
     "count",
+    "detections_figure",
+    "figure_pixels",
     "format_table",
     "save_attention_figure",
 ]

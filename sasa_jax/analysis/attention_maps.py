@@ -22,10 +22,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from sasa_jax.analysis.attention_windows import QueryWindow, pick_queries, query_window
+from sasa_jax.analysis.figures import COLOURS
 from sasa_jax.checks import nearest
 
 COLOUR_MAP = "viridis"  # even in lightness, so it is read without colour vision too
-QUERY_COLOURS = ("#E69F00", "#56B4E9", "#D55E00", "#CC79A7", "#F0E442", "#009E73")  # Okabe and Ito
 
 # Inches.
 _CELL = 0.78  # a heat map
@@ -182,7 +182,7 @@ def _draw_layer(
     scale = PowerNorm(0.5, vmin=0, vmax=max(float(window.weights.max()) for window in shown))
     for number, window in enumerate(shown):
         y = top + number * _STEP
-        colour = QUERY_COLOURS[number % len(QUERY_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         label = {**_LABEL, "color": colour}
         canvas.text(left - 0.2, y + _CELL / 2, str(number + 1), **label)
         _draw_crop(canvas.axes(left, y, _CELL, _CELL), image, window, colour)
@@ -203,7 +203,7 @@ def _draw_picture(
     axes.imshow(image, extent=(0, image.shape[1], image.shape[0], 0), interpolation="nearest")
     outline = [withStroke(linewidth=3, foreground="black")]
     for number, (row, column) in enumerate(queries):
-        colour = QUERY_COLOURS[number % len(QUERY_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         for shown in windows.values():
             top, left, height, width = shown[number].box
             axes.add_patch(

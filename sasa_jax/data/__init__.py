@@ -1,6 +1,9 @@
-"""TFDS data sets, image transforms and loaders; nothing here imports TensorFlow or JAX."""
+"""Data sets, transforms of images and boxes, and loaders; no TensorFlow and no JAX in here."""
 
+from sasa_jax.data.box_transforms import DetectionEval, DetectionTrain
 from sasa_jax.data.catalog import DatasetError
+from sasa_jax.data.detection_sources import open_detection_split
+from sasa_jax.data.detection_split import Category, DetectionSplit
 from sasa_jax.data.image_transforms import MEAN_RGB, STD_RGB, make_transform
 from sasa_jax.data.loader import EvalLoader, TrainLoader, eval_loader, train_loader
 from sasa_jax.data.sources import Split, open_split
@@ -8,12 +11,17 @@ from sasa_jax.data.sources import Split, open_split
 __all__ = [
     "MEAN_RGB",
     "STD_RGB",
+    "Category",
     "DatasetError",
+    "DetectionEval",
+    "DetectionSplit",
+    "DetectionTrain",
     "EvalLoader",
     "Split",
     "TrainLoader",
     "eval_loader",
     "make_transform",
+    "open_detection_split",
     "open_split",
     "train_loader",
 ]

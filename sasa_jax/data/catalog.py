@@ -14,7 +14,7 @@ from sasa_jax.checks import nearest
 
 FILE_FORMAT = "array_record"
 # Data sets of this package, which TFDS itself does not know.
-OWN_DATASETS = ("digits",)
+OWN_DATASETS = ("digits", "digit_scenes")
 
 _NAME = re.compile(
     r"(?P<name>[a-zA-Z]\w*)(/(?P<config>[^:/\s]+))?(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII

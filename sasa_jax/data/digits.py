@@ -8,19 +8,22 @@ stored unshuffled, so `train[:1200]` is the first 1200 of the shipped order and 
 TFDS data sets, a random subset.
 """
 
-import contextlib
-import io
 from collections.abc import Iterator
-from pathlib import Path
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
-
-from sasa_jax.data.catalog import FILE_FORMAT, DatasetError
 
 NUM_TRAIN = 1437
+
+
+def load_grey_digits() -> tuple[np.ndarray, np.ndarray]:
+    """All digits in the shipped order: uint8 [1797, 8, 8], grey 0..255, and labels int [1797]."""
+    # Seconds to import, and needed once.
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target
 
 
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -43,14 +46,10 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        # Seconds to import, and needed once.
-        from sklearn.datasets import load_digits
-
-        digits = load_digits()
-        grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+        grey, labels = load_grey_digits()
         return {
-            "train": self._generate_examples(grey[:NUM_TRAIN], digits.target[:NUM_TRAIN]),
-            "test": self._generate_examples(grey[NUM_TRAIN:], digits.target[NUM_TRAIN:]),
+            "train": self._generate_examples(grey[:NUM_TRAIN], labels[:NUM_TRAIN]),
+            "test": self._generate_examples(grey[NUM_TRAIN:], labels[NUM_TRAIN:]),
         }
 
     def _generate_examples(
@@ -59,28 +58,3 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for key, (image, label) in enumerate(zip(images, labels, strict=True)):
             # Encoded here because TFDS would import TensorFlow to encode an array.
             yield key, {"image": cv2.imencode(".png", image)[1].tobytes(), "label": int(label)}
-
-
-def prepare_digits(data_dir: Path) -> None:
-    """Write the data set under `data_dir/digits`; safe if several processes do it at once.
-
-    Raises:
-      DatasetError: the folder cannot be written.
-    """
-    builder = Digits(data_dir=data_dir, file_format=FILE_FORMAT)
-    quiet = io.StringIO()
-    try:
-        # Two seconds of work do not deserve TFDS's progress bars.
-        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-            builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-            )
-    except OSError as error:
-        # TFDS writes into a folder of its own and renames it, which fails for the second of two
-        # processes: the first one's files are then complete.
-        if not (Path(builder.data_dir) / "dataset_info.json").is_file():
-            raise DatasetError(
-                f"digits cannot be prepared in {builder.data_dir}: {error}. Name a data_dir that "
-                "can be written."
-            ) from error
-    logging.info("Prepared digits in %s", builder.data_dir)

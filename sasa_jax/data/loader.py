@@ -23,7 +23,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Examples(Protocol):
-    """What a loader reads: a random-access sequence of examples, such as `Split`."""
+    """What a loader reads: a random-access sequence of examples: `Split`, `DetectionSplit`."""
 
     def __len__(self) -> int: ...
 
@@ -164,7 +164,7 @@ class EvalLoader:
 
 
 class _Padded:
-    """Transformed examples with a mask, filled up with black ones to whole global batches."""
+    """Transformed examples with a mask, filled up with zeros to whole global batches."""
 
     def __init__(self, split: Examples, transform: Transform, batch_size: int):
         self._split = split
@@ -177,14 +177,10 @@ class _Padded:
     def __getitem__(self, position: int) -> Example:
         if position < len(self._split):
             return {**self._transform(self._split[position], None), "mask": np.True_}
-        # Decoded only for its shape: a process may hold nothing but padding.
-        image = self._transform(self._split[0], None)["image"]
-        return {
-            "image": np.zeros_like(image),
-            "label": np.int32(0),
-            "index": np.int64(-1),
-            "mask": np.False_,
-        }
+        # Decoded only for its shapes: a process may hold nothing but padding.
+        example = self._transform(self._split[0], None)
+        zeros = {key: np.zeros_like(value) for key, value in example.items()}
+        return {**zeros, "index": np.int64(-1), "mask": np.False_}
 
 
 def train_loader(
@@ -202,7 +198,8 @@ def train_loader(
 
     Args:
       split: the examples, e.g. `open_split("imagenet2012", "train", data_dir)`.
-      transform: see image_transforms.
+      transform: see image_transforms and box_transforms. Whatever arrays it makes of an example,
+        the same keys, shapes and dtypes for all, are stacked; "index" must be among them.
       batch_size: global, B; this process gets b = B / process_count of each batch.
       seed: 0 <= seed < 2**32, of the order and the augmentation.
       process_index, process_count: which part of the global batches, of how many.
@@ -214,7 +211,8 @@ def train_loader(
         batches do not depend on it either.
 
     Returns:
-      An iterator over {"image": uint8 [b, H, W, 3], "label": int32 [b], "index": int64 [b]}, with
+      An iterator over dicts of what the transform makes, with a first axis of b: for
+      classification {"image": uint8 [b, H, W, 3], "label": int32 [b], "index": int64 [b]}. It has
       get_state, set_state and close.
 
     Raises:
@@ -241,7 +239,7 @@ def eval_loader(
     """Every example exactly once over all processes, in order, in batches of one shape.
 
     Arguments and errors as `train_loader`. Batches additionally hold "mask": bool [b], False for
-    the padding (black, label 0, index -1) that fills the last global batch. All processes yield
+    the padding (zeros, index -1) that fills the last global batch. All processes yield
     the same number of batches, ceil(len(split) / batch_size), and each iteration starts anew.
     """
     threads = _check_threads(threads)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from sasa_jax.data.builders import wrong_format
 from sasa_jax.data.catalog import (
     FILE_FORMAT,
     OWN_DATASETS,
@@ -28,8 +29,7 @@ from sasa_jax.data.catalog import (
     prepare_command,
     resolve_data_dir,
 )
-from sasa_jax.data.digits import prepare_digits
-from sasa_jax.data.sources import wrong_format
+from sasa_jax.data.embedded import prepare_embedded
 
 GIB = 2**30
 # What TFDS reads from manual_dir; of the others it tells only in prose what it wants.
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{' and '.join(MANUAL_FILES['imagenet2012'])} (144 GiB) into M, have as much space free "
         "in D, and run: python -m sasa_jax.data.prepare imagenet2012 --data_dir D --manual_dir M",
     )
-    parser.add_argument("name", help="TFDS name, e.g. imagenet2012, cifar10, name/config; digits")
+    parser.add_argument("name", help=f"TFDS name, e.g. coco/2017; {', '.join(OWN_DATASETS)}")
     parser.add_argument(
         "--data_dir", help="where data sets are kept [$TFDS_DATA_DIR or ~/tensorflow_datasets]"
     )
@@ -78,7 +78,7 @@ def prepare(name: DatasetName, data_dir: Path, manual_dir: Path) -> None:
         return
     start = time.monotonic()
     if name.name in OWN_DATASETS:
-        prepare_digits(data_dir)
+        prepare_embedded(name.name, data_dir)
     else:
         _check_tensorflow(name)
         builder = _builder(name, data_dir)

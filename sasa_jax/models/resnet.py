@@ -9,8 +9,9 @@ from flax import nnx
 from flax.typing import Dtype
 
 from sasa_jax.checks import check_choice
-from sasa_jax.nn import AttentionStem, BatchNorm, ConvStem, LocalSelfAttention
-from sasa_jax.nn.attention import LogitScale, Position
+from sasa_jax.nn import AttentionStem, BatchNorm, ConvStem
+from sasa_jax.nn.attention import LogitScale, Position, QueryKeyNorm
+from sasa_jax.nn.spatial import call_spatial, spatial_layer
 from sasa_jax.nn.stems import StemValues
 from sasa_jax.ops.local_attention.contract import Boundary
 
@@ -54,10 +55,9 @@ class Bottleneck(nnx.Module):
         self.stride = stride
         self.conv1 = nnx.Conv(in_features, features, (1, 1), **conv)
         self.bn1 = BatchNorm(features, **batch_norm, **types)
-        if attention is None:
-            self.spatial = nnx.Conv(features, features, (3, 3), strides=stride, padding=1, **conv)
-        else:
-            self.spatial = LocalSelfAttention(features, **attention, **types)
+        self.spatial = spatial_layer(
+            features, features, stride=stride, attention=attention, kernel_init=_HE, **types
+        )
         self.bn2 = BatchNorm(features, **batch_norm, **types)
         self.conv3 = nnx.Conv(features, out_features, (1, 1), **conv)
         last = nnx.initializers.zeros if zero_init_last_bn else nnx.initializers.ones
@@ -76,18 +76,10 @@ class Bottleneck(nnx.Module):
 
         The weights are None unless asked for and the spatial layer is attention.
         """
-        weights = None
         y = nnx.relu(self.bn1(self.conv1(x), train=train))
-        if isinstance(self.spatial, LocalSelfAttention):
-            if return_weights:
-                y, weights = self.spatial(y, return_weights=True)
-            else:
-                y = self.spatial(y)
-            if self.stride == 2:
-                batch, height, width, features = y.shape
-                y = y.reshape(batch, height // 2, 2, width // 2, 2, features).mean(axis=(2, 4))
-        else:
-            y = self.spatial(y)
+        y, weights = call_spatial(
+            self.spatial, y, stride=self.stride, return_weights=return_weights
+        )
         y = nnx.relu(self.bn2(y, train=train))
         y = self.bn3(self.conv3(y), train=train)
         shortcut = x
@@ -102,7 +94,7 @@ class ResNet(nnx.Module):
     `create_model` builds the paper's networks by name; the options below turn one into another.
 
     Args:
-        num_classes: width of the classifier.
+        num_classes: width of the classifier; None leaves it out, for a network that is a backbone.
         blocks: blocks of each group; every group after the first halves the resolution.
         width: one factor on every width (stem and groups are 64, 64, 128, 256, 512 at 1.0).
         stem: "conv" or "attention".
@@ -110,7 +102,8 @@ class ResNet(nnx.Module):
         window: K, for all attention groups or one for each group of `blocks` (table 4).
         num_heads: N of the attention layers.
         position, content, boundary, logit_scale, per_head_embeddings, grouped_projections,
-        query_key_init_scale, embedding_init_std, implementation: as in `LocalSelfAttention`.
+        query_key_norm, query_key_init_scale, embedding_init_std, implementation: as in
+            `LocalSelfAttention`.
         stem_values, stem_mixtures, stem_heads, stem_relative: as in `AttentionStem`.
         bn_group_size, bn_decay, bn_epsilon: as in `BatchNorm`.
         zero_init_last_bn: every block starts out as its shortcut.
@@ -125,7 +118,7 @@ class ResNet(nnx.Module):
     def __init__(
         self,
         *,
-        num_classes: int = 1000,
+        num_classes: int | None = 1000,
         blocks: tuple[int, ...] = (3, 4, 6, 3),
         width: float = 1.0,
         stem: Literal["conv", "attention"] = "conv",
@@ -138,6 +131,7 @@ class ResNet(nnx.Module):
         logit_scale: LogitScale = "none",
         per_head_embeddings: bool = False,
         grouped_projections: bool = False,
+        query_key_norm: QueryKeyNorm = "none",
         query_key_init_scale: float = 0.0625,
         embedding_init_std: float = 1.0,
         stem_values: StemValues = "spatial",
@@ -180,6 +174,7 @@ class ResNet(nnx.Module):
             logit_scale=logit_scale,
             per_head_embeddings=per_head_embeddings,
             grouped_projections=grouped_projections,
+            query_key_norm=query_key_norm,
             implementation=implementation,
             **initialisation,
         )
@@ -216,14 +211,42 @@ class ResNet(nnx.Module):
                 )
                 features = EXPANSION * group_features
             setattr(self, f"group{group}", in_group)
-        self.classifier = nnx.Linear(
-            features, num_classes, kernel_init=nnx.initializers.normal(0.01), **types
+        # Of the maps that `features` returns.
+        self.group_features = tuple(
+            EXPANSION * _scaled(64 * 2 ** (group - 1), width) for group in groups
         )
+        if num_classes is None:
+            self.classifier = None
+        else:
+            self.classifier = nnx.Linear(
+                features, num_classes, kernel_init=nnx.initializers.normal(0.01), **types
+            )
 
     def __call__(
         self, images: jax.Array, *, train: bool = False, return_attention: bool = False
     ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
         """Logits of normalised images.
+
+        Args:
+            images, train, return_attention: as in `features`.
+
+        Returns:
+            Logits [B, num_classes], float32 at least; on request (logits, weights).
+
+        Raises:
+            ValueError: as in `features`, or if the network was built without classifier.
+        """
+        if self.classifier is None:
+            raise ValueError("a ResNet with num_classes=None gives no logits: call `features`")
+        maps, attention = self.features(images, train=train, return_attention=return_attention)
+        logits = self.classifier(maps[-1].mean(axis=(1, 2)))
+        logits = logits.astype(np.promote_types(logits.dtype, jnp.float32))
+        return (logits, attention) if return_attention else logits
+
+    def features(
+        self, images: jax.Array, *, train: bool = False, return_attention: bool = False
+    ) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
+        """The map that each group puts out, and the attention weights.
 
         Args:
             images: float [B, H, W, 3].
@@ -232,7 +255,8 @@ class ResNet(nnx.Module):
                 "group1/block2": [B, H, W, N, K, K]; "stem": [B, H/4, W/4, N, 16, 16].
 
         Returns:
-            Logits [B, num_classes], float32 at least; on request (logits, weights).
+            For each group its map [B, H', W', group_features], sizes rounded up, with a stride of 4
+            in the first and twice the former's in each other; and the weights, {} unless asked for.
 
         Raises:
             ValueError: if the images are not [B, H, W, 3] or H or W does not fit the network's
@@ -244,6 +268,7 @@ class ResNet(nnx.Module):
             x, attention["stem"] = self.stem(images, train=train, return_weights=True)
         else:
             x = self.stem(images, train=train)
+        maps = []
         for group, count in enumerate(self.blocks, start=1):
             blocks = getattr(self, f"group{group}")
             for index in range(1, count + 1):
@@ -252,9 +277,8 @@ class ResNet(nnx.Module):
                 )
                 if weights is not None:
                     attention[f"group{group}/block{index}"] = weights
-        logits = self.classifier(x.mean(axis=(1, 2)))
-        logits = logits.astype(np.promote_types(logits.dtype, jnp.float32))
-        return (logits, attention) if return_attention else logits
+            maps.append(x)
+        return tuple(maps), attention
 
     def _check(self, images: jax.Array) -> None:
         if images.ndim != 4 or images.shape[-1] != 3:

@@ -1,9 +1,11 @@
 """Local self-attention as a layer: projections around the operator (paper, section 3)."""
 
+from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.typing import Dtype
 
@@ -15,6 +17,7 @@ from sasa_jax.ops.local_attention.contract import Boundary
 
 Position = Literal["relative", "sinusoidal", "none"]
 LogitScale = Literal["none", "inverse_sqrt"]
+QueryKeyNorm = Literal["none", "rms"]
 
 
 class GroupedLinear(nnx.Module):
@@ -46,6 +49,28 @@ class GroupedLinear(nnx.Module):
         )
 
 
+class HeadNorm(nnx.Module):
+    """Divides every head's vector by its root mean square, times a learned scale [D].
+
+    Args:
+        head_dim: D.
+        size: what the scales start as.
+        param_dtype: of the scales. The root mean square is in float32 at least.
+    """
+
+    def __init__(self, head_dim: int, *, size: float, param_dtype: Dtype):
+        self.scale = nnx.Param(jnp.full((head_dim,), size, param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [B, H, W, N, D] -> the same shape and dtype."""
+        accumulator = np.promote_types(x.dtype, jnp.float32)
+        exact = x.astype(accumulator)
+        mean_square = jnp.square(exact).mean(axis=-1, keepdims=True)
+        # The epsilon is for maps that are all zero, e.g. the padding of an image.
+        scale = self.scale[...].astype(accumulator).reshape(1, 1, 1, 1, -1)
+        return (exact * jax.lax.rsqrt(mean_square + 1e-6) * scale).astype(x.dtype)
+
+
 class LocalSelfAttention(nnx.Module):
     """Stand-alone local self-attention, the paper's replacement of a spatial convolution.
 
@@ -65,7 +90,12 @@ class LocalSelfAttention(nnx.Module):
       projections.
     * Initialisation: projections are normal with variance 1 / C, times `query_key_init_scale` for
       W_Q and W_K; the relative tables are normal with `embedding_init_std`. The defaults trained
-      fastest of a grid (docs/initialisation.md).
+      fastest of a grid (docs/initialisation.md). `value_init_std` gives W_V a standard deviation of
+      its own: the paper says 0.01 for the heads and the FPN of its detector, and nothing elsewhere.
+
+    Not the paper's: `query_key_norm="rms"` puts each head's queries and keys through `HeadNorm`, so
+    that the logits' size does not depend on the input's. Its scales start at the size that
+    `query_key_init_scale` gives queries of inputs of unit size: the logits start out alike.
 
     `content=False` drops q . k and with it W_K (table 6). There is no bias and no output
     projection: with one, ResNet-50 would have 19.3 M parameters.
@@ -96,8 +126,10 @@ class LocalSelfAttention(nnx.Module):
         logit_scale: LogitScale = "none",
         per_head_embeddings: bool = False,
         grouped_projections: bool = False,
+        query_key_norm: QueryKeyNorm = "none",
         query_key_init_scale: float = 0.0625,
         embedding_init_std: float = 1.0,
+        value_init_std: float | None = None,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         implementation: str | None = None,
@@ -105,6 +137,7 @@ class LocalSelfAttention(nnx.Module):
     ):
         check_choice("position", position, Position)
         check_choice("logit_scale", logit_scale, LogitScale)
+        check_choice("query_key_norm", query_key_norm, QueryKeyNorm)
         if features % num_heads:
             raise ValueError(f"num_heads {num_heads} must divide the features, got {features}")
         if not content and position != "relative":
@@ -128,16 +161,25 @@ class LocalSelfAttention(nnx.Module):
         self.dtype = dtype
         self.implementation = implementation
 
-        def projection(scale: float) -> nnx.Linear | GroupedLinear:
-            init = nnx.initializers.variance_scaling(scale, "fan_in", "normal")
+        def projection(init: nnx.Initializer) -> nnx.Linear | GroupedLinear:
             options = dict(kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
             if grouped_projections:
                 return GroupedLinear(num_heads, head_dim, **options)
             return nnx.Linear(features, features, use_bias=False, **options)
 
-        self.query = projection(query_key_init_scale)
-        self.key = projection(query_key_init_scale) if content else None
-        self.value = projection(1.0)
+        fan_in = partial(nnx.initializers.variance_scaling, mode="fan_in", distribution="normal")
+        self.query = projection(fan_in(query_key_init_scale))
+        self.key = projection(fan_in(query_key_init_scale)) if content else None
+        self.value = projection(
+            fan_in(1.0) if value_init_std is None else nnx.initializers.normal(value_init_std)
+        )
+        # NNX fixes at the first assignment whether an attribute holds arrays.
+        if query_key_norm == "none":
+            self.query_norm = self.key_norm = None
+        else:
+            norm = partial(HeadNorm, size=query_key_init_scale**0.5, param_dtype=param_dtype)
+            self.query_norm = norm(head_dim)
+            self.key_norm = norm(head_dim) if content else None
         if position == "relative":
             heads = (num_heads,) if per_head_embeddings else ()
             shape = (window, *heads, head_dim // 2)
@@ -163,6 +205,9 @@ class LocalSelfAttention(nnx.Module):
             return projection(x).reshape(batch, height, width, self.num_heads, -1)
 
         query, key, value = heads(self.query), heads(self.key), heads(self.value)
+        if self.query_norm is not None:
+            query = self.query_norm(query)
+            key = None if key is None else self.key_norm(key)
         embeddings = [
             None if table is None else table[...].astype(dtype)
             for table in (self.row_embedding, self.column_embedding)

@@ -1,6 +1,7 @@
 """Image classification: softmax cross-entropy, top-1 and top-5 accuracy."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -11,9 +12,20 @@ import optax
 from clu import metrics
 from flax import nnx
 
-from sasa_jax.data import MEAN_RGB, STD_RGB, TrainLoader, eval_loader, train_loader
+from sasa_jax.analysis import attention_figure, figure_pixels
+from sasa_jax.data import TrainLoader, eval_loader, make_transform, open_split, train_loader
+from sasa_jax.data.image_transforms import KINDS, Transform
 from sasa_jax.models import ResNet, apply, create_model, split
-from sasa_jax.tasks.classification_data import ClassificationData, transform
+from sasa_jax.tasks.common import (
+    check_bn_groups,
+    describe_parameters,
+    eval_batch_size,
+    given,
+    normalise,
+    processes,
+)
+from sasa_jax.tasks.splits import TaskData, open_data
+from sasa_jax.training import Evaluation
 
 Variables = dict[str, Any]
 
@@ -37,6 +49,8 @@ class Classification:
     Attributes:
         data: as given.
         train_size: images in one epoch.
+        image_size: side of the square that the network sees, in pixels.
+        name: of the network.
         free_keys: config keys that may differ when a run is taken up again.
 
     Raises:
@@ -47,6 +61,7 @@ class Classification:
         "checkpoint_every",
         "eval_batch_size",
         "eval_every",
+        "hang_seconds",
         "keep_checkpoints",
         "log_every",
         "data.dir",
@@ -54,31 +69,41 @@ class Classification:
         "data.threads",
     )
 
-    def __init__(self, config: Mapping[str, Any], data: ClassificationData):
+    def __init__(self, config: Mapping[str, Any], data: TaskData):
         self.data = data
         self.train_size = len(data.train)
+        self.image_size = config["data"]["image_size"]
+        self.name = config["model"]["name"]
         self._config = config
         self._train_transform = transform(config, train=True)
         self._eval_transform = transform(config, train=False)
-        _check_bn_groups(config)
+        check_bn_groups(config)
         self._eval_step = jax.jit(self._add_scores)
-        self.graphdef, self.shapes = split(nnx.eval_shape(self.build_model))
+        self._explain = jax.jit(self._logits, static_argnames="return_attention")
+        model = nnx.eval_shape(self.build_model)
+        self._attends = model.has_attention
+        self.graphdef, self.shapes = split(model)
         # Finds an image size that the network cannot take before anything is compiled.
-        size = config["data"]["image_size"]
-        image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+        image = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jnp.uint8)
         jax.eval_shape(self._logits, self.shapes, image)
+
+    @classmethod
+    def open(cls, config: Mapping[str, Any], *, allow_absent: bool = False) -> "Classification":
+        """The task with its data; see `open_data`."""
+        return cls(config, open_data(config, open_split, allow_absent=allow_absent))
+
+    def description(self) -> dict[str, str]:
+        """Lines for the first screen of a run."""
+        return {"augmentation": self._config["data"]["augmentation"]["kind"]}
 
     def build_model(self, key: jax.Array | int = 0) -> ResNet:
         """The network that the config names, with random parameters."""
-        options = dict(self._config["model"])
-        name = options.pop("name")
-        options = {k: v for k, v in options.items() if v is not None}
-        options.setdefault("num_classes", self.data.train.num_classes)
-        return create_model(name, rngs=nnx.Rngs(key), **options)
+        options = {"num_classes": self.data.train.num_classes} | given(self._config["model"])
+        return create_model(**options, rngs=nnx.Rngs(key))
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """image: uint8 [B, H, W, 3]; label: int32 [B]."""
-        batch, size = self._config["batch_size"], self._config["data"]["image_size"]
+        batch, size = self._config["batch_size"], self.image_size
         return {
             "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
             "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
@@ -87,6 +112,10 @@ class Classification:
     def init(self, key: jax.Array) -> Variables:
         """Random variables of the network."""
         return split(self.build_model(key))[1]
+
+    def pretrained(self) -> Variables:
+        """Nothing: a network for classification begins at random."""
+        return {}
 
     def loss(
         self, variables: Variables, batch: dict[str, jax.Array], key: jax.Array
@@ -104,48 +133,41 @@ class Classification:
         accuracy = (logits.argmax(axis=-1) == batch["label"]).astype(jnp.float32).mean()
         return loss, (batch_stats, {"accuracy": accuracy})
 
-    def train_batches(self) -> "_WithoutIndex":
+    def train_batches(self) -> TrainLoader:
         """Shuffled and augmented batches, this process's part."""
-        loader = train_loader(
+        return train_loader(
             self.data.train,
             self._train_transform,
             batch_size=self._config["batch_size"],
             seed=self._config["seed"],
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
             threads=self._config["data"]["threads"],
+            **processes(),
         )
-        return _WithoutIndex(loader)
 
-    def evaluate(
-        self, variables: Mapping[str, Variables], put: Any
-    ) -> dict[str, dict[str, float | int]]:
+    def evaluate(self, variables: Mapping[str, Variables], put: Any) -> Callable[[], Evaluation]:
         """Scores every image of the evaluation split once, for each of the named variables.
 
         Returns:
-            For each: accuracy, top5_accuracy and loss (cross-entropy without smoothing), with the
-            numbers of correct and of all images.
+            A function that gives for each: accuracy, top5_accuracy and loss (cross-entropy without
+            smoothing), with the numbers of correct and of all images.
 
         Raises:
             RuntimeError: an image was left out or seen twice.
         """
-        config = self._config
-        devices = jax.device_count()
-        wanted = config["eval_batch_size"] or config["batch_size"] // config["accumulation_steps"]
         loader = eval_loader(
             self.data.evaluation,
             self._eval_transform,
-            batch_size=-(-wanted // devices) * devices,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            threads=config["data"]["threads"],
+            batch_size=eval_batch_size(self._config),
+            threads=self._config["data"]["threads"],
+            **processes(),
         )
         sums = {which: Scores.empty() for which in variables}
         for batch in loader:
             batch = put({name: batch[name] for name in ("image", "label", "mask")})
             previous, sums = sums, self._eval_step(sums, dict(variables), batch)
             jax.block_until_ready(previous)  # or the batches would pile up on the devices
-        return {which: self._divide(scores) for which, scores in jax.device_get(sums).items()}
+        host = jax.device_get(sums)
+        return lambda: Evaluation({which: self._divide(x) for which, x in host.items()})
 
     def headline(self, results: dict[str, dict[str, float | int]]) -> str:
         """`test accuracy 0.9806 (353/360)`, of the averaged weights."""
@@ -154,29 +176,27 @@ class Classification:
         counts = f"{average['correct']}/{average['images']}"
         return f"{name} accuracy {average['accuracy']:.4f} ({counts})"
 
-    def attention(
-        self, variables: Variables, index: int = 0
-    ) -> tuple[np.ndarray, int, int, dict[str, np.ndarray]]:
-        """The attention weights on one image of the evaluation split.
-
-        Returns:
-            The image (uint8 [H, W, 3]), its label, the label given to it, and the weights of every
-            attention layer by its path, without a batch axis.
-        """
-        example = self._eval_transform(self.data.evaluation[index], None)
-        (logits, weights), _ = jax.jit(
-            lambda v, images: apply(self.graphdef, v, normalise(images), return_attention=True)
-        )(variables, example["image"][None])
+    def pictures(self, variables: Variables) -> dict[str, np.ndarray]:
+        """attention: the weights of every layer on the first image of the evaluation split."""
+        if not self._attends:
+            return {}
+        example = self._eval_transform(self.data.evaluation[0], None)
+        logits, weights = jax.device_get(
+            self._explain(variables, example["image"][None], return_attention=True)
+        )
         weights = {path: np.asarray(w[0], np.float32) for path, w in weights.items()}
-        return example["image"], int(example["label"]), int(logits[0].argmax()), weights
+        names = self.data.evaluation.class_names
+        title = f"label {names[example['label']]}, network says {names[logits[0].argmax()]}"
+        figure = attention_figure(example["image"], weights, title=title)
+        return {"attention": figure_pixels(figure)}
 
-    def stem_relative_parameters(self) -> int:
-        """Parameters of the relative term in an attention stem; 0 where there is none."""
-        stem = self.shapes["params"]["stem"]
-        return sum(stem[key].size for key in ("row_embedding", "column_embedding") if key in stem)
+    def describe_parameters(self) -> str:
+        """Their number; see `tasks.common`."""
+        params = self.shapes["params"]
+        return describe_parameters(sum(x.size for x in jax.tree.leaves(params)), params["stem"])
 
-    def _logits(self, variables: Variables, images: jax.Array) -> jax.Array:
-        return apply(self.graphdef, variables, normalise(images), train=False)[0]
+    def _logits(self, variables: Variables, images: jax.Array, **options: Any) -> Any:
+        return apply(self.graphdef, variables, normalise(images), train=False, **options)[0]
 
     def _add_scores(
         self, sums: dict[str, Scores], variables: dict[str, Variables], batch: dict[str, jax.Array]
@@ -208,31 +228,12 @@ class Classification:
         }
 
 
-class _WithoutIndex:
-    """Training batches without the indices, which the devices have no use for."""
-
-    def __init__(self, loader: TrainLoader):
-        self._loader = loader
-        self.get_state = loader.get_state
-        self.set_state = loader.set_state
-        self.close = loader.close
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        batch = next(self._loader)
-        return {name: batch[name] for name in ("image", "label")}
-
-
-def normalise(images: jax.Array) -> jax.Array:
-    """uint8 [B, H, W, 3] to float32 with mean 0 and deviation 1 over ImageNet, on the device."""
-    mean, std = (jnp.asarray(x, jnp.float32).reshape(1, 1, 1, 3) for x in (MEAN_RGB, STD_RGB))
-    return (images.astype(jnp.float32) - mean) / std
-
-
-def _check_bn_groups(config: Mapping[str, Any]) -> None:
-    group = config["model"]["bn_group_size"]
-    micro_batch = config["batch_size"] // config["accumulation_steps"]
-    if group and micro_batch % group:
-        raise ValueError(
-            f"bn_group_size {group} does not divide the {micro_batch} images that are normalised "
-            "at a time (batch_size / accumulation_steps)"
-        )
+def transform(config: Mapping[str, Any], *, train: bool) -> Transform:
+    """The transform of `config["data"]`; options that belong to another kind are left out."""
+    data = config["data"]
+    options = dict(data["augmentation"])
+    kind = options.pop("kind")
+    if kind in KINDS:
+        known = {field.name for field in dataclasses.fields(KINDS[kind])}
+        options = {key: value for key, value in given(options).items() if key in known}
+    return make_transform(kind, data["image_size"], train=train, **options)

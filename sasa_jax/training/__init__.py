@@ -10,17 +10,19 @@ from sasa_jax.training.checkpoints import (
 )
 from sasa_jax.training.digest import digest
 from sasa_jax.training.distributed import data_mesh, put_batch
-from sasa_jax.training.guards import Interrupted
+from sasa_jax.training.guards import Interrupted, NotFiniteError
 from sasa_jax.training.loop import evaluate, train
 from sasa_jax.training.memory import step_memory
 from sasa_jax.training.plan import Plan, check_division, make_plan
 from sasa_jax.training.state import Program, TrainState, make_program
-from sasa_jax.training.task import Task
+from sasa_jax.training.task import Evaluation, Task
 from sasa_jax.training.writers import Writers
 
 __all__ = [
     "Checkpoints",
+    "Evaluation",
     "Interrupted",
+    "NotFiniteError",
     "Plan",
     "Program",
     "Task",

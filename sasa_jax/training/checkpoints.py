@@ -1,26 +1,40 @@
 """Checkpoints: the state, where the data iterator stood, and the config, in one atomic step.
 
 A thin layer over orbax. A step's folder appears under its final name only when it is complete, so
-a run killed at any time finds the newest whole one. The state is always restored into an abstract
-tree with the current shardings: that keeps the types, and lets the number of devices change.
+a run killed at any time finds the newest whole one. One that is damaged all the same (a file cut
+short or lost) is named and put aside, and the newest whole one is taken. The state is always
+restored into an abstract tree with the current shardings: that keeps the types, and lets the number
+of devices change.
 """
 
-from collections.abc import Iterable
+import shutil
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from sasa_jax.training.digest import digest
 from sasa_jax.training.state import TrainState
 
 _FOLDER = "checkpoints"
+_DAMAGED = "damaged_checkpoints"
 
 
 class WorkdirError(ValueError):
     """The working directory does not fit what is asked of it."""
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds: the step, the state, and where the data iterator stood."""
+
+    step: int
+    state: TrainState
+    data: dict[str, Any]
 
 
 class Checkpoints:
@@ -33,6 +47,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, *, keep: int = 1, read_only: bool = False):
+        self._workdir = workdir
+        self._read_only = read_only
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
@@ -79,13 +95,63 @@ class Checkpoints:
         """Returns when everything is on the disk; raises what went wrong in the background."""
         self._manager.wait_until_finished()
 
-    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The state and the data iterator's state of a step.
+    def restore_newest(
+        self, abstract: TrainState, check_config: Callable[[dict[str, Any]], None]
+    ) -> Restored | None:
+        """The newest whole checkpoint; None if there is none at all.
+
+        What is wrong with newer ones is said on stderr; unless `read_only` they are moved to
+        "damaged_checkpoints", so that their steps can be saved again.
 
         Args:
-            step: a saved one.
             abstract: shapes, dtypes and shardings to restore into.
+            check_config: gets the config that a checkpoint was saved with, and raises WorkdirError
+                if it is another run's.
+
+        Raises:
+            WorkdirError: from `check_config`; or there are checkpoints, and all are damaged.
         """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                check_config(self.config(step))
+                restored = Restored(step, *self._restore(step, abstract))
+            except WorkdirError:
+                raise
+            # Orbax, TensorStore and the JSON parser each have errors of their own.
+            except Exception as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                print(f"checkpoint of step {step} is damaged: {reason}", file=sys.stderr)
+                continue
+            if step != steps[0]:
+                print(
+                    f"going on from step {step}, the newest whole checkpoint: the work up to step "
+                    f"{steps[0]} is lost and will be done again",
+                    file=sys.stderr,
+                )
+                self._put_aside([damaged for damaged in steps if damaged > step])
+            return restored
+        if steps:
+            raise WorkdirError(
+                f"all checkpoints under {self._workdir} are damaged (steps "
+                f"{', '.join(map(str, steps))}): give another --workdir to begin anew"
+            )
+        return None
+
+    def _put_aside(self, steps: Iterable[int]) -> None:
+        if self._read_only:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                target = self._workdir / _DAMAGED / str(step)
+                shutil.rmtree(target, ignore_errors=True)
+                target.parent.mkdir(exist_ok=True)
+                shutil.move(self._workdir / _FOLDER / str(step), target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints put aside")
+        self._manager.reload()
+
+    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(

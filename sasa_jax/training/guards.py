@@ -1,13 +1,41 @@
-"""What happens when a run is asked to stop: finish the step, save, and say so."""
+"""What ends a run early: a signal, after saving; steps that are not finite; no progress."""
 
 import contextlib
+import faulthandler
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class NotFiniteError(RuntimeError):
+    """Too many steps in a row had a loss or a gradient that is not finite; none was applied."""
+
+
+def check_finite(scalars: Mapping[str, Any], step: int, most: int, saved: int) -> None:
+    """Raises NotFiniteError if the steps up to `step` were skipped `most` times in a row.
+
+    Args:
+        scalars: of that step, computed already; empty before the first step.
+        step: its number.
+        most: `max_skipped_steps` of the config.
+        saved: the newest checkpoint, 0 if there is none.
+    """
+    in_a_row = int(scalars["skipped_in_a_row"]) if scalars else 0
+    if in_a_row < most:
+        return
+    checkpoint = f"the last checkpoint is step {saved}" if saved else "there is no checkpoint yet"
+    raise NotFiniteError(
+        f"steps {step - in_a_row + 1} to {step} gave no finite loss and gradient (loss "
+        f"{float(scalars['loss'])}, gradient norm {float(scalars['gradient_norm'])}, learning rate "
+        f"{float(scalars['learning_rate']):g}); none of them was applied, and {checkpoint}. Lower "
+        "learning_rate, set clip_norm, or look at the data; max_skipped_steps allows more"
+    )
 
 
 class Interrupted(Exception):
@@ -73,3 +101,30 @@ class StopGuard:
             pass
         finally:
             self._droppable = False
+
+
+class Watchdog:
+    """Ends a process that hangs: JAX waits for another host for ever.
+
+    Without `progress()` for so many seconds, the stacks of all threads go to stderr and the process
+    exits with 1, at once: a C thread does it, whatever Python is stuck in.
+
+    Args:
+        seconds: 0 is never.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+
+    def __enter__(self) -> "Watchdog":
+        self.progress()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._seconds:
+            faulthandler.cancel_dump_traceback_later()
+
+    def progress(self) -> None:
+        """Something was done: begin to count anew."""
+        if self._seconds:
+            faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,18 @@ import jax
 
 from sasa_jax.training.checkpoints import Checkpoints, check_same_config, open_saved
 from sasa_jax.training.distributed import data_mesh, put_batch
-from sasa_jax.training.guards import Interrupted, StopGuard
+from sasa_jax.training.guards import Interrupted, StopGuard, Watchdog, check_finite
 from sasa_jax.training.meter import Meter
 from sasa_jax.training.plan import Plan
+from sasa_jax.training.scoring import Scorer, eval_record
 from sasa_jax.training.state import TrainState, make_program
 from sasa_jax.training.task import Results, Task
-from sasa_jax.training.writers import Record, Writers, format_record
-
-Finish = Callable[[TrainState, Writers], None]
+from sasa_jax.training.writers import Record, Writers, format_record, write_json
 
 
 def train(
-    task: Task, config: dict[str, Any], plan: Plan, workdir: Path, finish: Finish | None = None
-) -> Results:
+    task: Task, config: dict[str, Any], plan: Plan, workdir: Path
+) -> tuple[TrainState, Results]:
     """Trains `task`, from the newest checkpoint under `workdir` if there is one.
 
     Killed at any time, the same call goes on from the newest checkpoint and ends in bit-identical
@@ -33,15 +31,15 @@ def train(
         task: what to train.
         config: plain nested dicts; stored with every checkpoint.
         plan: the config's derived values.
-        workdir: gets checkpoints/, metrics.jsonl and tensorboard/.
-        finish: called once at the end, e.g. to draw pictures.
+        workdir: gets checkpoints/, metrics.jsonl, tensorboard/ and the task's pictures.
 
     Returns:
-        The last evaluation, of the variables "average" and "raw".
+        The last state, and its evaluation: of the variables "average" and "raw".
 
     Raises:
         WorkdirError: `workdir` holds a run of another config.
         Interrupted: SIGINT or SIGTERM came; the state is saved.
+        NotFiniteError: `max_skipped_steps` in a row gave no finite loss and gradient.
     """
     mesh = data_mesh()
     main_process = jax.process_index() == 0
@@ -54,14 +52,17 @@ def train(
         stack.enter_context(jax.set_mesh(mesh))
         checkpoints = stack.enter_context(Checkpoints(workdir, keep=config["keep_checkpoints"]))
 
-        # ---- Where does the run stand? Another config is refused before anything is computed. ----
-        start = checkpoints.latest_step()
-        if start:
-            stored = checkpoints.config(start)
+        # ---- Abstract: shapes and shardings. No array exists yet. ----
+        program = make_program(task, config, plan, mesh)
+
+        # ---- Where does the run stand? Another config is refused before anything is compiled. ----
+        def check_config(stored: dict[str, Any]) -> None:
             check_same_config(workdir, stored, stored_config, task.free_keys)
 
-        # ---- Abstract: shapes, shardings, the compiled step. No array exists yet. ----
-        program = make_program(task, config, plan, mesh)
+        restored = checkpoints.restore_newest(program.state, check_config)
+        start = restored.step if restored else 0
+
+        # ---- The compiled step. ----
         train_step = None
         if start < plan.total_steps:
             begin = time.perf_counter()
@@ -72,11 +73,12 @@ def train(
 
         # ---- State and data: from scratch, or where the checkpoint left them. ----
         batches = stack.enter_context(contextlib.closing(task.train_batches()))
-        if start:
-            state, data_state = checkpoints.restore(start, program.state)
-            batches.set_state(data_state)
+        if restored:
+            state = restored.state
+            batches.set_state(restored.data)
+            del restored  # the first step takes the state's memory
         else:
-            state = program.init()
+            state = program.init(task.pretrained())
 
         # ---- Writers. The evaluation of the restored step is done again: the run may have ended
         # in the middle of it. What an earlier process logged beyond that step is taken back. ----
@@ -96,27 +98,25 @@ def train(
             total_steps=plan.total_steps,
         )
 
-        def score() -> Results:
-            with meter.pausing():
-                begin = time.perf_counter()
-                variables = {"average": state.averages, "raw": state.raw}
-                results = task.evaluate(variables, lambda batch: put_batch(batch, mesh))
-                seconds = time.perf_counter() - begin
-                writers.write(_eval_record(step, results) | {"seconds": seconds})
-            return results
+        def put(batch: dict[str, Any]) -> dict[str, jax.Array]:
+            watchdog.progress()
+            return put_batch(batch, mesh)
 
-        # ---- The loop. From here on a signal lets the step end. ----
+        scorer = Scorer(task, put, writers)
+
+        # ---- The loop. From here on a signal lets the step end, and a hang ends the process. ----
         guard = stack.enter_context(StopGuard())
+        watchdog = stack.enter_context(Watchdog(config["hang_seconds"]))
         step = start
         scalars: dict[str, jax.Array] = {}
-        results: Results | None = None
         if evaluate_again:
             with guard.droppable():
-                results = score()
+                scorer.begin(step, state)
         while step < plan.total_steps and guard.signum is None:
             # Fetched, and sent to the devices, while they are busy with the step before.
             with meter.waiting():
-                batch = put_batch(next(batches), mesh)
+                fetched = next(batches)
+                batch = put({name: fetched[name] for name in program.batch})
             previous = scalars
             state, scalars = train_step(state, batch)
             step += 1
@@ -124,8 +124,11 @@ def train(
             # Wait for the step before this one, never for this one: the devices always have a
             # step ahead of them, and batches do not pile up there.
             jax.block_until_ready(previous)
-            if due(step, config["log_every"]) and (record := meter.cut(step)):
-                writers.write(record)
+            check_finite(previous, step - 1, config["max_skipped_steps"], checkpoints.latest_step())
+            if due(step, config["log_every"]):
+                scorer.settle(wait=False)
+                if record := meter.cut(step):
+                    writers.write(record)
 
             # Save and evaluate before the next batch is fetched: the iterator then stands where
             # this state left it. What is logged so far is written before, so that a run taken up
@@ -134,27 +137,31 @@ def train(
             score_now = due(step, config["eval_every"])
             if (save_now or score_now) and (record := meter.read()):
                 writers.write(record)
-            if save_now:
-                with meter.pausing():
+            with meter.pausing():
+                if save_now or score_now:
+                    # One evaluation at a time; and a run taken up from here repeats none before.
+                    scorer.settle()
+                if save_now:
                     checkpoints.save(step, state, batches.get_state(), stored_config)
-            if score_now:
-                results = None
-                if guard.signum is None:
+                if score_now and guard.signum is None:
                     with guard.droppable():
-                        results = score()
+                        scorer.begin(step, state)
 
         # ---- The end, or a signal. ----
-        finished = step == plan.total_steps and results is not None
+        check_finite(scalars, step, config["max_skipped_steps"], checkpoints.latest_step())
+        if guard.signum is None:
+            with guard.droppable():
+                scorer.wait()
+        finished = guard.signum is None
         if not finished:
             if record := meter.read():
                 writers.write(record)
             checkpoints.save(step, state, batches.get_state(), stored_config)
         checkpoints.wait()
+        results = scorer.settle()
         if not finished:
             raise Interrupted(guard.signum, step)
-        if finish is not None:
-            finish(state, writers)
-        return results
+        return state, results
 
 
 def evaluate(task: Task, config: dict[str, Any], plan: Plan, workdir: Path) -> Results:
@@ -165,22 +172,15 @@ def evaluate(task: Task, config: dict[str, Any], plan: Plan, workdir: Path) -> R
     """
     mesh = data_mesh()
     with jax.set_mesh(mesh), open_saved(workdir) as checkpoints:
-        step = checkpoints.latest_step()
         stored_config = config | {"plan": dataclasses.asdict(plan)}
-        check_same_config(workdir, checkpoints.config(step), stored_config, task.free_keys)
-        state, _ = checkpoints.restore(step, make_program(task, config, plan, mesh).state)
-        results = task.evaluate(
-            {"average": state.averages, "raw": state.raw}, lambda batch: put_batch(batch, mesh)
+        step, state, _ = checkpoints.restore_newest(
+            make_program(task, config, plan, mesh).state,
+            lambda stored: check_same_config(workdir, stored, stored_config, task.free_keys),
         )
+        variables = {"average": state.averages, "raw": state.raw}
+        evaluation = task.evaluate(variables, lambda batch: put_batch(batch, mesh))()
     if jax.process_index() == 0:
-        print(format_record(_eval_record(step, results)))
-    return results
-
-
-def _eval_record(step: int, results: Results) -> Record:
-    named = {
-        f"{which}/{name}": value
-        for which, metrics in results.items()
-        for name, value in metrics.items()
-    }
-    return {"kind": "eval", "step": step, **named}
+        print(format_record(eval_record(step, evaluation.metrics)))
+        for name, content in evaluation.files.items():
+            write_json(workdir / name, content)
+    return evaluation.metrics

@@ -80,7 +80,10 @@ class Meter:
         timing, scalars = self._pending
         self._pending = None
         host = jax.device_get(scalars)
-        means = {name: float(np.mean([s[name] for s in host])) for name in host[0]}
-        # The rate of the step that the line names, not of the interval.
+        # A step that was skipped, being not finite, is no part of a mean.
+        applied = [s for s in host if not s.get("skipped_in_a_row")] or host
+        means = {name: float(np.mean([s[name] for s in applied])) for name in host[0]}
+        # These are of the step that the line names, not of the interval.
         means["learning_rate"] = float(host[-1]["learning_rate"])
-        return timing | means
+        counts = {name: int(host[-1][name]) for name in host[-1] if name.startswith("skipped")}
+        return timing | means | counts

@@ -32,11 +32,17 @@ def make_plan(config: Mapping[str, Any], train_size: int) -> Plan:
         ValueError: a value that is not allowed; the message names the key.
     """
     _check(config, "seed", 0 <= config["seed"] < 2**31, "in [0, 2**31)")
-    for key in ("batch_size", "accumulation_steps", "log_every", "keep_checkpoints"):
+    for key in (
+        "batch_size",
+        "accumulation_steps",
+        "log_every",
+        "keep_checkpoints",
+        "max_skipped_steps",
+    ):
         _check(config, key, config[key] >= 1, "at least 1")
     for key in ("checkpoint_every", "eval_every"):
         _check(config, key, config[key] >= 0, "at least 1, or 0 for the end only")
-    for key in ("learning_rate", "warmup_epochs", "weight_decay"):
+    for key in ("learning_rate", "warmup_epochs", "weight_decay", "hang_seconds"):
         _check(config, key, config[key] >= 0, "at least 0")
     _check(config, "total_epochs", config["total_epochs"] > 0, "more than 0")
     _check(config, "average_decay", 0 <= config["average_decay"] < 1, "in [0, 1)")

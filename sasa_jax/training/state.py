@@ -27,6 +27,8 @@ class TrainState:
         opt_state: of optax.
         averages: {"params", "batch_stats"}, moving averages of both.
         key: uint32 key data; constant, every step folds its number in.
+        skipped: int32 [2], steps whose loss or gradient was not finite: in all, and in a row up to
+            now. Such a step changes nothing but the counts, on all devices alike.
     """
 
     step: jax.Array
@@ -35,6 +37,7 @@ class TrainState:
     opt_state: Any
     averages: Variables
     key: jax.Array
+    skipped: jax.Array
 
     @property
     def raw(self) -> Variables:
@@ -49,13 +52,14 @@ class Program:
     Attributes:
         state: abstract TrainState, replicated.
         batch: abstract batch, split over the devices.
-        init: () -> TrainState, random, built on the devices where it belongs.
+        init: pretrained variables -> TrainState, else random, built on the devices where it
+            belongs.
         step: (state, batch) -> (state, scalars); the state given is donated.
     """
 
     state: TrainState
     batch: Batch
-    init: Callable[[], TrainState]
+    init: Callable[[Variables], TrainState]
     step: Any
 
 
@@ -71,15 +75,16 @@ def make_program(task: Task, config: Mapping[str, Any], plan: Plan, mesh: Mesh) 
         clip_norm=config["clip_norm"],
     )
 
-    def init() -> TrainState:
+    def init(pretrained: Variables) -> TrainState:
         init_key, step_key = jax.random.split(jax.random.key(config["seed"]))
-        variables = task.init(init_key)
+        variables = overlay(task.init(init_key), pretrained)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             **variables,
             opt_state=optimizer.init(variables["params"]),
             averages=variables,
             key=jax.random.key_data(step_key),
+            skipped=jnp.zeros((2,), jnp.int32),
         )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -87,29 +92,36 @@ def make_program(task: Task, config: Mapping[str, Any], plan: Plan, mesh: Mesh) 
         gradients, batch_stats, scalars = _gradients(
             task, state.raw, batch, key, config["accumulation_steps"]
         )
+        norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(norm) & jnp.isfinite(scalars["loss"])
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         variables = {"params": params, "batch_stats": batch_stats}
+        averages = update_averages(state.averages, variables, state.step, config["average_decay"])
+        advanced = dataclasses.replace(state, **variables, opt_state=opt_state, averages=averages)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), advanced, state)
+        bad = 1 - finite.astype(jnp.int32)
+        skipped = jnp.stack([state.skipped[0] + bad, (state.skipped[1] + 1) * bad])
         scalars["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
-        scalars["gradient_norm"] = optax.tree.norm(gradients)
-        new_state = TrainState(
-            step=state.step + 1,
-            **variables,
-            opt_state=opt_state,
-            averages=update_averages(
-                state.averages, variables, state.step, config["average_decay"]
-            ),
-            key=state.key,
-        )
-        return new_state, scalars
+        scalars["gradient_norm"] = norm
+        scalars["skipped_steps"], scalars["skipped_in_a_row"] = skipped[0], skipped[1]
+        return dataclasses.replace(kept, step=state.step + 1, skipped=skipped), scalars
 
     whole, split = replicated(mesh), split_by_batch(mesh)
     return Program(
-        state=_with_sharding(jax.eval_shape(init), whole),
+        state=_with_sharding(jax.eval_shape(init, {}), whole),
         batch=_with_sharding(task.batch_shapes(), split),
         init=jax.jit(init, out_shardings=whole),
         step=jax.jit(step, donate_argnums=0, out_shardings=whole),
     )
+
+
+def overlay(variables: Any, given: Any) -> Any:
+    """Nested dicts with the leaves of `given`, which may have fewer branches, in their place."""
+    if not isinstance(variables, dict):
+        return given
+    new = {name: overlay(variables[name], value) for name, value in given.items()}
+    return variables | new
 
 
 def _gradients(

@@ -1,5 +1,6 @@
 """What the loop needs to know of a task; it never asks which one it runs."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -19,11 +20,24 @@ Results = dict[str, dict[str, float]]
 """Metrics by name, for each of the evaluated variables."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation gives.
+
+    Attributes:
+        metrics: for each of the evaluated variables.
+        files: contents, as JSON, by the name of the file in the run's folder.
+    """
+
+    metrics: Results
+    files: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
 class Batches(Protocol):
     """An endless iterator over training batches that can be put back to where it was."""
 
     def __next__(self) -> dict[str, np.ndarray]:
-        """This process's part of the next batch."""
+        """This process's part of the next batch, of which the step takes what it knows."""
         ...
 
     def get_state(self) -> dict[str, Any]:
@@ -56,6 +70,10 @@ class Task(Protocol):
         """Random variables; traceable."""
         ...
 
+    def pretrained(self) -> Variables:
+        """The part of the variables that a new run does not begin with at random; {} for none."""
+        ...
+
     def loss(
         self, variables: Variables, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
@@ -64,8 +82,16 @@ class Task(Protocol):
 
     def train_batches(self) -> Batches: ...
 
-    def evaluate(self, variables: Mapping[str, Variables], put: Put) -> Results:
-        """Scores every example of the evaluation split once, for each of the named variables."""
+    def evaluate(self, variables: Mapping[str, Variables], put: Put) -> Callable[[], Evaluation]:
+        """Scores every example of the evaluation split once, for each of the named variables.
+
+        Returns when the devices are done. What it returns gives the results, takes as long as the
+        host has still to work, and may be called in another thread.
+        """
+        ...
+
+    def pictures(self, variables: Variables) -> dict[str, np.ndarray]:
+        """What people would rather look at, by name: uint8 [H, W, 3]; called on every process."""
         ...
 
     def headline(self, results: Results) -> str:

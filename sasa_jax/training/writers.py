@@ -1,4 +1,4 @@
-"""Where a run's numbers go: standard output, metrics.jsonl, TensorBoard."""
+"""Where a run's numbers and pictures go: standard output, metrics.jsonl, PNGs, TensorBoard."""
 
 import json
 import os
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import tensorboardX
 
@@ -36,6 +37,7 @@ class Writers:
         self._active = active
         if not active:
             return
+        self._workdir = workdir
         path = workdir / "metrics.jsonl"
         _take_back(path, keep or (lambda record: record["step"] <= start_step))
         self._jsonl = path.open("a", encoding="utf-8")
@@ -62,16 +64,30 @@ class Writers:
             if name not in ("kind", "step", "total_steps"):
                 self._tensorboard.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
-    def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """A picture, uint8 [H, W, 3], to TensorBoard."""
+    def file(self, name: str, content: Any) -> None:
+        """`content` as JSON into the file `name`, in place of an older one."""
         if self._active:
+            write_json(self._workdir / name, content)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """A picture, uint8 [H, W, 3], to TensorBoard and, in place of an older one, `name`.png."""
+        if self._active:
+            cv2.imwrite(str(self._workdir / f"{name}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
             self._tensorboard.add_image(name, image, step, dataformats="HWC")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """The whole file or none of it."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(partial, path)
 
 
 def format_record(record: Record) -> str:
     """The lines for people: one for training, one for each evaluated network."""
     step = f"step {record['step']}"
     if record["kind"] == "train":
+        skipped = record.get("skipped_steps", 0)
         return (
             f"{step}/{record['total_steps']}  loss {record['loss']:.4f}  "
             f"learning rate {record['learning_rate']:.4g}  "
@@ -79,6 +95,8 @@ def format_record(record: Record) -> str:
             f"({record['images_per_second_per_chip']:.1f} a chip)  "
             f"data wait {record['data_wait_share']:.1%}  "
             f"left {_duration(record['seconds_left'])}"
+            + f"  SKIPPED {skipped} steps, not finite"
+            * (skipped > 0)
         )
     lines: dict[str, str] = {}
     for name, value in record.items():

@@ -1,11 +1,5 @@
-"""Layers, stems and networks against PyTorch in float64: results, every gradient, BN statistics.
+"""Layers, stems and networks against PyTorch in float64: results, every gradient, BN statistics."""
 
-Weights are copied. 1e-8 is what rounding allows: an operation is good to 1e-16, sums over some
-thousand terms and twenty layers of normalisation lose four to six digits of it at worst.
-"""
-
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -19,15 +13,10 @@ torch = pytest.importorskip("torch", reason="the independent reference needs PyT
 import sasa_jax  # noqa: E402
 from sasa_jax import nn  # noqa: E402
 from sasa_jax.models import apply, split  # noqa: E402
-from tests.ops.cases import FAST_COMPILE  # noqa: E402
 from tests.parity import torch_networks, torch_reference  # noqa: E402
-from tests.parity.common import (  # noqa: E402
-    flatten,
-    random_variables,
-    relative_error,
-)
+from tests.parity.common import random_variables, relative_error  # noqa: E402
+from tests.parity.comparison import TOLERANCE, compare  # noqa: E402
 
-TOLERANCE = 1e-8
 FLOAT64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 # 8, 16, 32 and 64 channels; on 64x96 images the last group's maps are 4x6, then 2x3.
 SMALL = {"num_classes": 5, "blocks": (1, 1, 1, 1), "width": 0.125, "num_heads": 2}
@@ -65,56 +54,6 @@ ARCHITECTURES = {
     "sa_resnet50": {"stem": "attention"},
     "sa_resnet50_conv_stem": {"stem": "conv"},
 }
-
-
-def compare(
-    build: Callable[[], nnx.Module],
-    reference: torch.nn.Module,
-    images: np.ndarray,
-    train: bool | None,
-) -> None:
-    """Asserts that output, gradients (of the input too) and BN statistics agree.
-
-    `train` None: the layer knows no such mode.
-    """
-    graphdef, shapes = split(nnx.eval_shape(build))
-    variables = random_variables(shapes, seed=1)
-    torch_reference.load_variables(reference, variables)
-    reference.train(bool(train))
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).requires_grad_()
-    expected = reference(x)
-    cotangent = torch.from_numpy(np.random.default_rng(2).normal(size=expected.shape))
-    expected.backward(cotangent)
-
-    def channels_last(tensor: torch.Tensor) -> np.ndarray:
-        return (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).detach().numpy()
-
-    @partial(jax.jit, compiler_options=FAST_COMPILE)
-    def forward_and_backward(variables: dict, images: jax.Array) -> tuple:
-        def call(params: dict, images: jax.Array) -> tuple:
-            mode = {} if train is None else {"train": train}
-            return apply(graphdef, variables | {"params": params}, images, **mode)
-
-        output, vjp, stats = jax.vjp(call, variables["params"], images, has_aux=True)
-        return output, stats, *vjp(channels_last(cotangent))
-
-    output, stats, grads, image_grad = forward_and_backward(variables, images)
-    assert output.dtype == jnp.float64
-    errors = {
-        "output": relative_error(output, channels_last(expected)),
-        "input gradient": relative_error(image_grad, channels_last(x.grad)),
-    }
-    named_grads = {name: p.grad for name, p in reference.named_parameters()}
-    for kind, ours, theirs in (
-        ("gradient of ", flatten(grads), torch_reference.jax_layout(named_grads)),
-        ("statistic ", flatten(stats), torch_reference.jax_layout(dict(reference.named_buffers()))),
-    ):
-        assert ours.keys() == theirs.keys()
-        errors |= {kind + name: relative_error(ours[name], theirs[name]) for name in ours}
-    wrong = {name: error for name, error in errors.items() if error > TOLERANCE}
-    assert not wrong
-    # A gradient that vanishes in both would prove nothing.
-    assert all(gradient.abs().max() > 1e-6 for gradient in named_grads.values())
 
 
 def random_images(*shape: int) -> np.ndarray:

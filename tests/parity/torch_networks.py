@@ -137,7 +137,7 @@ class ResNet(nn.Module):
     def __init__(
         self,
         *,
-        num_classes: int = 1000,
+        num_classes: int | None = 1000,
         blocks: Sequence[int] = (3, 4, 6, 3),
         width: float = 1.0,
         stem: str = "attention",
@@ -179,12 +179,18 @@ class ResNet(nn.Module):
                 )
                 channels = 4 * inner
             self.add_module(f"group{group}", stage)
-        self.classifier = nn.Module()
-        self.classifier.kernel = parameter(channels, num_classes)
-        self.classifier.bias = parameter(num_classes)
+        if num_classes is not None:
+            self.classifier = nn.Module()
+            self.classifier.kernel = parameter(channels, num_classes)
+            self.classifier.bias = parameter(num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
+        pooled = self.features(x)[-1].mean((2, 3))
+        return pooled @ self.classifier.kernel + self.classifier.bias
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """What each group puts out."""
+        maps = [self.stem(x)]
         for group in range(1, self.groups + 1):
-            x = self.get_submodule(f"group{group}")(x)
-        return x.mean((2, 3)) @ self.classifier.kernel + self.classifier.bias
+            maps.append(self.get_submodule(f"group{group}")(maps[-1]))
+        return maps[1:]

@@ -108,6 +108,19 @@ class Projection(nn.Module):
         return torch.einsum("bnihw,nio->bnohw", heads, self.kernel).flatten(1, 2)
 
 
+class HeadNorm(nn.Module):
+    """Vectors [B, N, D, H, W] over their root mean square, times a scale for each dimension."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = parameter(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=2, keepdim=True)
+        mean_square = length**2 / x.shape[2]
+        return x / torch.sqrt(mean_square + 1e-6) * self.scale[:, None, None]
+
+
 class LocalSelfAttention(nn.Module):
     """The layer of section 1 with its open points as options; `stride` 2 averages 2x2 after it."""
 
@@ -124,6 +137,7 @@ class LocalSelfAttention(nn.Module):
         logit_scale: str = "none",
         per_head_embeddings: bool = False,
         grouped_projections: bool = False,
+        query_key_norm: str = "none",
     ) -> None:
         super().__init__()
         dim = channels // num_heads
@@ -134,6 +148,8 @@ class LocalSelfAttention(nn.Module):
         self.query = Projection(*shape)
         self.key = Projection(*shape) if content else None
         self.value = Projection(*shape)
+        self.query_norm = HeadNorm(dim) if query_key_norm == "rms" else None
+        self.key_norm = HeadNorm(dim) if query_key_norm == "rms" and content else None
         self.row_embedding = self.column_embedding = None
         if position == "relative":
             table = (window, num_heads, dim // 2) if per_head_embeddings else (window, dim // 2)
@@ -146,9 +162,14 @@ class LocalSelfAttention(nn.Module):
         def split(y: Tensor) -> Tensor:
             return y.unflatten(1, (self.num_heads, -1))
 
+        query, key = split(self.query(x)), None if self.key is None else split(self.key(x))
+        if self.query_norm is not None:
+            query = self.query_norm(query)
+        if self.key_norm is not None:
+            key = self.key_norm(key)
         output, self.weights = local_attention(
-            split(self.query(x)),
-            None if self.key is None else split(self.key(x)),
+            query,
+            key,
             split(self.value(x)),
             self.row_embedding,
             self.column_embedding,

@@ -10,8 +10,8 @@ from configs.common import augmentation, model
 from sasa_jax.data import MEAN_RGB, STD_RGB, DatasetError, EvalLoader
 from sasa_jax.models import apply, model_options
 from sasa_jax.tasks import Classification
-from sasa_jax.tasks.classification import normalise
-from sasa_jax.tasks.classification_data import open_data, transform
+from sasa_jax.tasks.classification import transform
+from sasa_jax.tasks.common import normalise
 from sasa_jax.training import data_mesh, make_plan, put_batch
 from tests.training.small_digits import small_digits
 
@@ -23,7 +23,7 @@ def data_dir(tmp_path_factory):
 
 def make_task(data_dir, **overrides):
     config = small_digits(data_dir, **overrides)
-    return Classification(config, open_data(config))
+    return Classification.open(config)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def variables(task):
 def score(task, **variables):
     mesh = data_mesh()
     with jax.set_mesh(mesh):
-        return task.evaluate(variables, lambda batch: put_batch(batch, mesh))
+        return task.evaluate(variables, lambda batch: put_batch(batch, mesh))().metrics
 
 
 def all_images(task):
@@ -162,8 +162,8 @@ def test_absent_data_is_refused_but_not_by_a_dry_run(tmp_path):
     config = sa_resnet50.get_config().to_dict()
     config["data"]["dir"] = str(tmp_path)
     with pytest.raises(DatasetError, match=r"data.prepare imagenet2012 --data_dir"):
-        open_data(config)
-    data = open_data(config, allow_absent=True)
+        Classification.open(config)
+    data = Classification.open(config, allow_absent=True).data
     assert (len(data.train), len(data.evaluation), data.train.num_classes) == (
         1_281_167,
         50_000,
@@ -172,4 +172,4 @@ def test_absent_data_is_refused_but_not_by_a_dry_run(tmp_path):
     assert "imagenet2012 is not prepared" in data.missing
     config["data"]["name"] = "imagenet2021"
     with pytest.raises(DatasetError, match="imagenet2012"):
-        open_data(config, allow_absent=True)
+        Classification.open(config, allow_absent=True)

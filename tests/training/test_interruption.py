@@ -23,9 +23,12 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
 
 
-def start(workdir: Path, *, pause: float, steps: int = STEPS, devices: int = 4):
+def start(
+    workdir: Path, *, pause: float, steps: int = STEPS, devices: int = 4, patience: float = 0.0
+):
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
-    command = [sys.executable, "-m", "tests.training.toy", str(workdir), str(steps), str(pause)]
+    numbers = [str(number) for number in (steps, pause, patience)]
+    command = [sys.executable, "-m", "tests.training.toy", str(workdir), *numbers]
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -66,6 +69,14 @@ def test_killed_or_stopped_it_ends_in_the_same_bits(tmp_path):
     assert last.returncode == 0, errors
     undisturbed = run(tmp_path / "undisturbed", total_steps=STEPS)
     assert out.splitlines()[-1] == digest(undisturbed) == saved_digest(tmp_path)
+
+
+def test_a_run_that_hangs_says_where_and_ends(tmp_path):
+    process = start(tmp_path, pause=600.0, patience=2.0)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "Timeout" in errors
+    assert "in __next__" in errors and "in train" in errors, "the stack of the main thread"
 
 
 def test_four_devices_hand_over_to_one(tmp_path):

@@ -1,7 +1,7 @@
 """A task that trains in milliseconds: softmax regression on points, with a running mean.
 
 Run as a script it is a training process that a test can kill:
-    python -m tests.training.toy WORKDIR TOTAL_STEPS SLEEP_SECONDS
+    python -m tests.training.toy WORKDIR TOTAL_STEPS SLEEP_SECONDS [HANG_SECONDS]
 """
 
 import sys
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sasa_jax.training import Interrupted, TrainState, digest, make_plan, train
+from sasa_jax.training import Evaluation, Interrupted, TrainState, digest, make_plan, train
 
 CONFIG = {
     "seed": 3,
@@ -30,11 +30,13 @@ CONFIG = {
     "weight_decay": 1e-2,
     "weight_decay_on": "kernels",
     "clip_norm": 1.0,
+    "max_skipped_steps": 3,
     "average_decay": 0.99,
     "checkpoint_every": 4,
     "keep_checkpoints": 2,
     "eval_every": 8,
     "log_every": 3,
+    "hang_seconds": 0.0,
     "data": {"dir": "here"},
 }
 TRAIN_SIZE, FEATURES, CLASSES = 40, 5, 3
@@ -55,12 +57,16 @@ class ToyBatches:
 
     def __init__(self, batch_size: int, sleep: float):
         self.batch_size, self.sleep, self.position, self.closed = batch_size, sleep, 0, False
+        self.poisoned: set[int] = set()  # steps, from 1, whose points hold a NaN
 
     def __next__(self) -> dict[str, np.ndarray]:
         time.sleep(self.sleep)
         indices = np.arange(self.position, self.position + self.batch_size) % TRAIN_SIZE
         self.position += self.batch_size
-        return points(indices, 0)
+        batch = points(indices, 0)
+        if self.position // self.batch_size in self.poisoned:
+            batch["x"][0, 0] = np.nan
+        return batch
 
     def get_state(self) -> dict[str, Any]:
         return {"position": self.position}
@@ -90,6 +96,7 @@ class ToyTask:
         self.on_evaluate = on_evaluate
         self.evaluations = 0
         self.batches: ToyBatches | None = None
+        self.poisoned: set[int] = set()
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         return {
@@ -119,9 +126,16 @@ class ToyTask:
 
     def train_batches(self) -> ToyBatches:
         self.batches = ToyBatches(self.batch_size, self.sleep)
+        self.batches.poisoned = self.poisoned
         return self.batches
 
-    def evaluate(self, variables: Any, put: Any) -> dict[str, dict[str, float]]:
+    def pretrained(self) -> dict[str, Any]:
+        return {}
+
+    def pictures(self, variables: Any) -> dict[str, np.ndarray]:
+        return {}
+
+    def evaluate(self, variables: Any, put: Any) -> Callable[[], Evaluation]:
         self.evaluations += 1
         self.on_evaluate(self.evaluations)
         batch = points(np.arange(16), 1)
@@ -130,7 +144,7 @@ class ToyTask:
             layer = jax.device_get(v["params"]["layer"])
             guess = (batch["x"] @ layer["kernel"] + layer["bias"]).argmax(axis=1)
             results[which] = {"accuracy": float((guess == batch["label"]).mean())}
-        return results
+        return lambda: Evaluation(results)
 
     def headline(self, results: dict[str, dict[str, float]]) -> str:
         return f"accuracy {results['average']['accuracy']}"
@@ -146,16 +160,16 @@ def run(workdir: Path, task: ToyTask | None = None, **overrides: Any) -> TrainSt
     """Trains the toy under `workdir` and returns its last state."""
     config = make_config(**overrides)
     task = task or ToyTask(config["batch_size"])
-    states = []
-    plan = make_plan(config, task.train_size)
-    train(task, config, plan, workdir, finish=lambda state, writers: states.append(state))
-    return states[0]
+    return train(task, config, make_plan(config, task.train_size), workdir)[0]
 
 
 if __name__ == "__main__":
     folder, steps, pause = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    patience = float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
     try:
-        final = run(folder, ToyTask(sleep=pause), total_steps=steps, log_every=1)
+        final = run(
+            folder, ToyTask(sleep=pause), total_steps=steps, log_every=1, hang_seconds=patience
+        )
     except Interrupted as stop:
         print(stop)
         sys.exit(stop.exit_code)

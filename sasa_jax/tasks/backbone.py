@@ -1,0 +1,84 @@
+"""A detector's backbone from a classification run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sasa_jax.models import model_options
+from sasa_jax.tasks.common import given
+from sasa_jax.training import Checkpoints, check_saved
+
+# Options that may differ: they belong to the classifier, or change how and not what is computed.
+FREE_OPTIONS = (
+    "num_classes",
+    "dtype",
+    "param_dtype",
+    "implementation",
+    "bn_group_size",
+    "bn_decay",
+    "query_key_init_scale",
+    "embedding_init_std",
+    "zero_init_last_bn",
+)
+
+
+def load_backbone(
+    workdir: Path, model: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The averaged weights and BN statistics of a classification run, without its classifier.
+
+    Args:
+        workdir: of the run; its newest checkpoint is read.
+        model: the backbone's options, `config["model"]`.
+        wanted: {"params", "batch_stats"} of the backbone, as shapes.
+
+    Returns:
+        {"params", "batch_stats"}, NumPy arrays in the wanted dtypes.
+
+    Raises:
+        ValueError: there is no checkpoint, or it is of another network; the message names the first
+            differences.
+    """
+    check_saved(workdir)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.latest_step()
+        theirs = _options(checkpoints.config(step)["model"])
+        averages = checkpoints.arrays(step)["averages"]
+    ours = _options(model)
+    differences = [
+        f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
+        for key in sorted(ours.keys() | theirs.keys())
+        if key not in FREE_OPTIONS and theirs.get(key) != ours.get(key)
+    ]
+    found = {kind: dict(averages[kind]) for kind in wanted}
+    found["params"].pop("classifier", None)
+    shapes, their_shapes = _shapes(wanted), _shapes(found)
+    differences += [
+        f"{path} is {their_shapes.get(path, 'absent')} there and {shapes.get(path, 'absent')} here"
+        for path in sorted(shapes.keys() | their_shapes.keys())
+        if shapes.get(path) != their_shapes.get(path)
+    ]
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise ValueError(
+            f"backbone_from {workdir} holds another network: {'; '.join(differences[:3])}{more}. "
+            "Give the model of that run in config.model, or the run of this one"
+        )
+    return jax.tree.map(lambda shape, x: np.asarray(x, shape.dtype), dict(wanted), found)
+
+
+def _options(model: Mapping[str, Any]) -> dict[str, Any]:
+    # A checkpoint's config has been JSON: lists for tuples.
+    options = model_options(model["name"]) | given(model)
+    del options["name"]
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}
+
+
+def _shapes(tree: Mapping[str, Any]) -> dict[str, list[int]]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

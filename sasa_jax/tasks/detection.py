@@ -1,0 +1,356 @@
+"""Object detection: RetinaNet, focal and box loss, COCO's twelve metrics."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from sasa_jax.analysis import DetectedImage, detections_figure, figure_pixels
+from sasa_jax.checks import check_choice
+from sasa_jax.data import TrainLoader, eval_loader, open_detection_split, train_loader
+from sasa_jax.data.box_transforms import DetectionEval, DetectionTrain
+from sasa_jax.detection import Anchors, coco, detect, detection_loss
+from sasa_jax.models import RetinaNet, apply, create_retinanet, split
+from sasa_jax.tasks.backbone import load_backbone
+from sasa_jax.tasks.common import (
+    check_bn_groups,
+    describe_parameters,
+    eval_batch_size,
+    given,
+    normalise,
+    processes,
+)
+from sasa_jax.tasks.splits import TaskData, open_data
+from sasa_jax.training import Evaluation
+
+Variables = dict[str, Any]
+
+PICTURES = 8  # images of the evaluation split that are drawn
+
+
+class Detection:
+    """Fulfils `sasa_jax.training.Task`.
+
+    Args:
+        config: plain nested dicts, see configs/common.py.
+        data: the opened splits.
+
+    Attributes:
+        data: as given.
+        train_size: images in one epoch.
+        image_size: side of the square that the network sees, in pixels.
+        name: of the network.
+        free_keys: config keys that may differ when a run is taken up again.
+
+    Raises:
+        ValueError, TypeError: an option of the model or the data that is not allowed, or a
+            backbone of another network.
+    """
+
+    free_keys = (
+        "backbone_from",
+        "checkpoint_every",
+        "eval_batch_size",
+        "eval_every",
+        "hang_seconds",
+        "keep_checkpoints",
+        "log_every",
+        "metric",
+        "data.dir",
+        "data.eval_split",
+        "data.threads",
+    )
+
+    def __init__(self, config: Mapping[str, Any], data: TaskData):
+        self.data = data
+        self.train_size = len(data.train)
+        self.image_size = config["data"]["image_size"]
+        self.name = f"RetinaNet on {config['model']['name']}"
+        self._config = config
+        check_choice("class_ids", config["class_ids"], ("contiguous", "category"))
+        check_choice("metric", config["metric"], coco.BACKENDS)
+        check_bn_groups(config)
+        augmentation = _tuples(given(config["data"]["augmentation"]))
+        self._max_boxes = config["data"]["max_boxes"]
+        self._train_transform = DetectionTrain(self.image_size, self._max_boxes, **augmentation)
+        self._eval_transform = DetectionEval(self.image_size)
+
+        self._anchors = Anchors(**_tuples(config["anchors"]))
+        model = nnx.eval_shape(self.build_model)
+        self._anchors = dataclasses.replace(self._anchors, levels=model.levels)
+        square = (self.image_size, self.image_size)
+        self._anchor_boxes = self._anchors.boxes(square)
+        self._counts = self._anchors.counts(square)
+        self._detect_step = jax.jit(self._detect_everywhere)
+        self.graphdef, self.shapes = split(model)
+        # Finds an image size that the network cannot take before anything is compiled.
+        image = jax.ShapeDtypeStruct((1, *square, 3), jnp.uint8)
+        jax.eval_shape(self._predict, self.shapes, image)
+
+        self._backbone: Variables = {}
+        if config["backbone_from"]:
+            wanted = {kind: tree["backbone"] for kind, tree in self.shapes.items()}
+            self._backbone = load_backbone(Path(config["backbone_from"]), config["model"], wanted)
+
+    @classmethod
+    def open(cls, config: Mapping[str, Any], *, allow_absent: bool = False) -> "Detection":
+        """The task with its data; see `open_data`."""
+        return cls(config, open_data(config, open_detection_split, allow_absent=allow_absent))
+
+    def description(self) -> dict[str, str]:
+        """Lines for the first screen of a run."""
+        source = self._config["backbone_from"]
+        return {
+            "augmentation": f"{self._train_transform}",
+            "backbone": f"from {source}" if source else "random",
+            "anchors": f"{len(self._anchor_boxes):,} an image, {self._anchors.per_place} a place",
+        }
+
+    def build_model(self, key: jax.Array | int = 0) -> RetinaNet:
+        """The network that the config names, with random parameters."""
+        return create_retinanet(
+            given(self._config["model"]),
+            num_classes=self._num_classes,
+            anchors_per_place=self._anchors.per_place,
+            rngs=nnx.Rngs(key),
+            **given(self._config["detector"]),
+        )
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """image: uint8 [B, H, W, 3]; boxes: float32 [B, G, 4]; classes: int32 [B, G]; valid: bool.
+
+        [B, G], which of the boxes are there.
+        """
+        batch, size, boxes = self._config["batch_size"], self.image_size, self._max_boxes
+        return {
+            "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
+            "boxes": jax.ShapeDtypeStruct((batch, boxes, 4), jnp.float32),
+            "classes": jax.ShapeDtypeStruct((batch, boxes), jnp.int32),
+            "valid": jax.ShapeDtypeStruct((batch, boxes), jnp.bool_),
+        }
+
+    def init(self, key: jax.Array) -> Variables:
+        """Random variables of the network."""
+        return split(self.build_model(key))[1]
+
+    def pretrained(self) -> Variables:
+        """The backbone of a classification run, where the config names one."""
+        return {kind: {"backbone": tree} for kind, tree in self._backbone.items()}
+
+    def loss(
+        self, variables: Variables, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+        """Focal and box loss over the batch, in float32; see `detection.detection_loss`.
+
+        Returns:
+            The loss, and with it the new batch statistics and the parts of the loss.
+        """
+        (logits, codes), batch_stats = apply(
+            self.graphdef, variables, normalise(batch["image"]), train=True
+        )
+        loss, scalars = detection_loss(
+            logits,
+            codes,
+            jnp.asarray(self._anchor_boxes),
+            batch["boxes"],
+            jnp.asarray(self._logit_of_class())[batch["classes"]],
+            batch["valid"],
+            **self._config["detection_loss"],
+        )
+        return loss, (batch_stats, scalars)
+
+    def train_batches(self) -> TrainLoader:
+        """Shuffled and augmented batches, this process's part."""
+        return train_loader(
+            self.data.train,
+            self._train_transform,
+            batch_size=self._config["batch_size"],
+            seed=self._config["seed"],
+            threads=self._config["data"]["threads"],
+            **processes(),
+        )
+
+    def evaluate(self, variables: Mapping[str, Variables], put: Any) -> Callable[[], Evaluation]:
+        """Detects in every image of the evaluation split once, with each of the named variables.
+
+        Returns:
+            A function that gives for each COCO's twelve metrics and the number of images; files:
+            detections.json, COCO's results of the averaged weights, and annotations.json, the
+            ground truth in COCO's form.
+
+        Raises:
+            RuntimeError: an image was left out or seen twice.
+        """
+        loader = eval_loader(
+            self.data.evaluation,
+            self._eval_transform,
+            batch_size=eval_batch_size(self._config),
+            threads=self._config["data"]["threads"],
+            **processes(),
+        )
+        found: dict[str, list[Any]] = {which: [] for which in variables}
+        pending = None
+        for batch in loader:
+            step = self._detect_step(dict(variables), put(batch))
+            # One batch late, so that the devices have the next while the host reads this one.
+            _collect(found, pending)
+            pending = step
+        _collect(found, pending)
+        return lambda: self._score(found)
+
+    def headline(self, results: dict[str, dict[str, float | int]]) -> str:
+        """`COCO AP 0.612 AP50 0.783 (200 images)`, of the averaged weights."""
+        average = results["average"]
+        return (
+            f"COCO AP {average['AP']:.3f} AP50 {average['AP50']:.3f} ({average['images']} images)"
+        )
+
+    def pictures(self, variables: Variables) -> dict[str, np.ndarray]:
+        """detections: the first images of the evaluation split with found and true boxes."""
+        split, names = self.data.evaluation, [c.name for c in self.data.evaluation.categories]
+        originals = [split[index] for index in range(min(PICTURES, len(split)))]
+        examples = [self._eval_transform(example, None) for example in originals]
+        batch = {k: np.stack([e[k] for e in examples]) for k in ("image", "scale", "size")}
+        batch |= {"index": np.arange(len(examples)), "mask": np.ones(len(examples), bool)}
+        found = jax.device_get(self._detect_step({"average": variables}, batch))["average"]
+        shown = []
+        for row, (example, original) in enumerate(zip(examples, originals, strict=True)):
+            boxes, scores, classes = _of_image(found, row)
+            known = self._class_of_logit()[classes] >= 0
+            shown.append(
+                DetectedImage(
+                    image=example["image"][: example["size"][0], : example["size"][1]],
+                    true_boxes=original["boxes"] * example["scale"],
+                    true_names=[names[c] for c in original["classes"]],
+                    boxes=boxes[known] * example["scale"],
+                    names=[names[c] for c in self._class_of_logit()[classes[known]]],
+                    scores=scores[known],
+                )
+            )
+        return {"detections": figure_pixels(detections_figure(shown))}
+
+    def describe_parameters(self) -> str:
+        """Their number; see `tasks.common`."""
+        params = self.shapes["params"]
+        total = sum(x.size for x in jax.tree.leaves(params))
+        return describe_parameters(total, params["backbone"]["stem"])
+
+    # ---- Classes: the data counts them from 0 without gaps; the paper's network has a logit for
+    # each of COCO's category ids from 1 to 90, of which ten are never used. ----
+
+    @property
+    def _num_classes(self) -> int:
+        return int(self._logit_of_class().max()) + 1
+
+    def _logit_of_class(self) -> np.ndarray:
+        """Which logit belongs to a class of the data, int32 [classes of the data]."""
+        if self._config["class_ids"] == "contiguous":
+            return np.arange(self.data.train.num_classes, dtype=np.int32)
+        return np.array([c.id - 1 for c in self.data.train.categories], np.int32)
+
+    def _class_of_logit(self) -> np.ndarray:
+        """The inverse, -1 for logits that no class uses, int32 [logits]."""
+        classes = np.full(self._num_classes, -1, np.int32)
+        classes[self._logit_of_class()] = np.arange(self.data.train.num_classes)
+        return classes
+
+    # ---- Evaluation ----
+
+    def _predict(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return apply(self.graphdef, variables, normalise(images), train=False)[0]
+
+    def _detect_everywhere(
+        self, variables: dict[str, Variables], batch: dict[str, jax.Array]
+    ) -> dict[str, dict[str, jax.Array]]:
+        """Detections in pixels of the original images, on every device, and whose they are."""
+        found = {}
+        for which, values in variables.items():
+            logits, codes = self._predict(values, batch["image"])
+            detections = detect(
+                logits,
+                codes,
+                jnp.asarray(self._anchor_boxes),
+                self._counts,
+                batch["size"],
+                **self._config["decoding"],
+            )
+            found[which] = {
+                "boxes": detections.boxes / batch["scale"][:, None, None],
+                "scores": detections.scores,
+                "classes": detections.classes,
+                "count": detections.count,
+                "index": batch["index"],
+                "mask": batch["mask"],
+            }
+        return jax.lax.with_sharding_constraint(found, PartitionSpec())
+
+    def _score(self, found: dict[str, list[Any]]) -> Evaluation:
+        truth = self._ground_truth
+        metrics, files = {}, {"annotations.json": truth}
+        for which, batches in found.items():
+            results = self._coco_results(batches, [image["id"] for image in truth["images"]])
+            numbers = coco.evaluate(truth, results, backend=self._config["metric"])
+            metrics[which] = numbers | {"images": len(truth["images"])}
+            if which == "average":
+                files["detections.json"] = results
+        return Evaluation(metrics, files)
+
+    @functools.cached_property
+    def _ground_truth(self) -> dict[str, Any]:
+        return self.data.evaluation.ground_truth()
+
+    def _coco_results(
+        self, batches: Sequence[Mapping[str, np.ndarray]], image_ids: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        category_ids = [c.id for c in self.data.evaluation.categories]
+        class_of_logit = self._class_of_logit()
+        seen, results = [], []
+        for batch in batches:
+            for row in np.flatnonzero(batch["mask"]):
+                seen.append(int(batch["index"][row]))
+                boxes, scores, classes = _of_image(batch, row)
+                for box, score, label in zip(
+                    boxes.tolist(), scores.tolist(), class_of_logit[classes], strict=True
+                ):
+                    if label >= 0:
+                        top, left, bottom, right = box
+                        results.append(
+                            {
+                                "image_id": image_ids[seen[-1]],
+                                "category_id": category_ids[label],
+                                "bbox": [left, top, right - left, bottom - top],
+                                "score": score,
+                            }
+                        )
+        if sorted(seen) != list(range(len(image_ids))):
+            raise RuntimeError(
+                f"the evaluation scored {len(seen)} images, {len(set(seen))} different ones, of "
+                f"{len(image_ids)}"
+            )
+        return results
+
+
+def _collect(found: dict[str, list[Any]], step: Mapping[str, Any] | None) -> None:
+    if step is not None:
+        for which, detections in jax.device_get(step).items():
+            found[which].append(detections)
+
+
+def _of_image(
+    batch: Mapping[str, np.ndarray], row: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes, scores and classes of one image, without the empty slots."""
+    count = int(batch["count"][row])
+    return tuple(batch[name][row][:count] for name in ("boxes", "scores", "classes"))
+
+
+def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A config that was JSON has lists for tuples."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}

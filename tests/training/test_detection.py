@@ -1,0 +1,261 @@
+"""The detection task on a few scenes of digits: evaluation, classes, backbone, from end to end."""
+
+import dataclasses
+import json
+import re
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import main
+from configs import retinanet
+from sasa_jax import training
+from sasa_jax.data import TrainLoader
+from sasa_jax.detection import evaluate
+from sasa_jax.tasks import Detection
+from sasa_jax.training import data_mesh, make_plan, put_batch
+from tests.training.small_digits import small_digits
+from tests.training.small_scenes import BACKBONE, small_scenes
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def whole(data_dir, tmp_path_factory):
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole")
+    main.run(small_scenes(data_dir), workdir, "train")
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def task(data_dir):
+    return Detection.open(small_scenes(data_dir))
+
+
+def score(task, variables):
+    mesh = data_mesh()
+    with jax.set_mesh(mesh):
+        return task.evaluate({"average": variables}, lambda batch: put_batch(batch, mesh))()
+
+
+def records(workdir, kind):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def test_a_run_learns_and_leaves_numbers_files_and_pictures(whole):
+    losses = [record["loss"] for record in records(whole, "train")]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    scored = records(whole, "eval")
+    assert [record["step"] for record in scored] == [4, 8]
+    for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"):
+        assert f"average/{name}" in scored[0] and f"raw/{name}" in scored[0]
+    assert scored[0]["average/images"] == 30
+    assert (whole / "detections.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_files_scored_by_the_command_give_the_logged_numbers(whole, capsys):
+    files = {name: str(whole / f"{name}.json") for name in ("annotations", "detections")}
+    arguments = [f"--{name}={path}" for name, path in files.items()]
+    assert evaluate.main(arguments) == 0
+    printed = capsys.readouterr().out
+    logged = records(whole, "eval")[-1]
+    for name in ("AP", "AR100"):
+        (line,) = re.findall(rf"^{name}\b.*$", printed, re.MULTILINE)
+        assert float(line.split()[-1]) == pytest.approx(logged[f"average/{name}"], abs=1e-3)
+
+
+def test_eval_ends_with_the_last_line_of_training(data_dir, whole, capsys):
+    main.run(small_scenes(data_dir), whole, "eval")
+    scored = capsys.readouterr().out
+    main.run(small_scenes(data_dir), whole, "train")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert scored.splitlines()[-1] == last
+    assert re.fullmatch(r"COCO AP -?[01]\.\d{3} AP50 -?[01]\.\d{3} \(30 images\)", last)
+    assert re.search(r"anchors +[\d,]+ an image, 6 a place", scored)
+    assert re.search(r"fpn ", scored) and re.search(r"total +[\d,]+ ", scored)
+
+
+def test_stopped_and_taken_up_it_ends_in_the_same_bits(data_dir, whole, tmp_path, monkeypatch):
+    fetch, fetched = TrainLoader.__next__, []
+
+    def interrupt_at_3(self):
+        fetched.append(1)
+        if len(fetched) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return fetch(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainLoader, "__next__", interrupt_at_3)
+        with pytest.raises(SystemExit) as leave:
+            main.run(small_scenes(data_dir), tmp_path, "train")
+    assert leave.value.code == 130
+    main.run(small_scenes(data_dir), tmp_path, "train")
+    assert training.saved_digest(tmp_path) == training.saved_digest(whole)
+
+
+def test_true_boxes_as_predictions_are_perfect(task, monkeypatch):
+    """From the network's outputs on: codes, decoding, suppression, scale, ids, metric."""
+    from sasa_jax.detection import boxes as box_ops
+
+    truth = [task._eval_transform(example, None) for example in task.data.evaluation]
+    originals = list(task.data.evaluation)
+    anchors, size = task._anchor_boxes, task.image_size
+    logits = np.full((len(truth), len(anchors), task._num_classes), -20.0, np.float32)
+    codes = np.zeros((len(truth), len(anchors), 4), np.float32)
+    for row, (example, original) in enumerate(zip(truth, originals, strict=True)):
+        boxes = original["boxes"] * example["scale"]
+        nearest = np.asarray(box_ops.iou(jnp.asarray(boxes), jnp.asarray(anchors))).copy()
+        for box, label, overlaps in zip(boxes, original["classes"], nearest, strict=True):
+            place = overlaps.argmax()
+            nearest[:, place] = -1  # one box an anchor
+            logits[row, place, label] = 20.0
+            codes[row, place] = box_ops.encode(jnp.asarray(box), jnp.asarray(anchors[place]))
+    images = {example["image"].tobytes(): row for row, example in enumerate(truth)}
+    assert len(images) == len(truth)
+
+    def look_up(variables, images_now):
+        def host(batch):
+            rows = [images.get(np.asarray(image).tobytes(), 0) for image in batch]
+            return logits[rows], codes[rows]
+
+        batch = images_now.shape[0]
+        shapes = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in (logits, codes)]
+        return jax.pure_callback(host, shapes, images_now)
+
+    assert size == 96
+    perfect = Detection(task._config, task.data)
+    monkeypatch.setattr(perfect, "_predict", look_up)
+    metrics = score(perfect, {}).metrics["average"]
+    assert metrics["AP"] == pytest.approx(1.0, abs=1e-6)
+    assert metrics["images"] == 30
+
+
+def test_the_size_of_the_evaluation_batch_changes_nothing(data_dir, task, whole):
+    with training.Checkpoints(whole, read_only=True) as checkpoints:
+        variables = checkpoints.arrays(8)["averages"]
+    one = score(task, variables)
+    other = score(Detection.open(small_scenes(data_dir, eval_batch_size=7)), variables)
+    assert one.metrics == pytest.approx(other.metrics, abs=1e-4) or one == other
+    assert len(one.files["detections.json"]) == len(other.files["detections.json"])
+
+
+def test_a_logit_for_every_category_id(data_dir):
+    """COCO's ids have gaps; here ids are 1 to 10, so only what the class 0 is called changes."""
+    task = Detection.open(small_scenes(data_dir, class_ids="category"))
+    np.testing.assert_array_equal(task._logit_of_class(), np.arange(10))
+    ids = [2, 5, 9]
+    categories = tuple(c for c in task.data.train.categories if c.id in ids)
+
+    class Sparse:
+        num_classes = 3
+
+        def __len__(self):
+            return 1
+
+    Sparse.categories = categories
+    sparse = Detection(task._config, dataclasses.replace(task.data, train=Sparse()))
+    assert sparse._num_classes == 9
+    np.testing.assert_array_equal(sparse._logit_of_class(), [1, 4, 8])
+    np.testing.assert_array_equal(sparse._class_of_logit(), [-1, 0, -1, -1, 1, -1, -1, -1, 2])
+
+
+@pytest.fixture(scope="module")
+def classified(data_dir, tmp_path_factory):
+    """A classification run of the same backbone."""
+    workdir = tmp_path_factory.mktemp("classified")
+    model = {key.replace(".", "__"): value for key, value in BACKBONE.items()}
+    config = small_digits(
+        data_dir,
+        **model,
+        model__name="sa_resnet26_conv_stem",
+        model__num_heads=2,
+        model__window=3,
+        total_steps=2,
+    )
+    main.run(config, workdir, "train")
+    return workdir
+
+
+def test_the_backbone_of_a_classification_run_is_where_training_begins(data_dir, classified):
+    config = small_scenes(data_dir, backbone_from=str(classified))
+    task = Detection.open(config)
+    mesh = data_mesh()
+    with jax.set_mesh(mesh):
+        program = training.make_program(task, config, make_plan(config, task.train_size), mesh)
+        state = program.init(task.pretrained())
+    with training.Checkpoints(classified, read_only=True) as checkpoints:
+        averages = checkpoints.arrays(2)["averages"]
+    for kind in ("params", "batch_stats"):
+        expected = {k: v for k, v in averages[kind].items() if k != "classifier"}
+        for variables in (state.raw, state.averages):
+            jax.tree.map(np.testing.assert_array_equal, variables[kind]["backbone"], expected)
+    assert "classifier" not in state.params["backbone"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (dict(model__window=5), "window is 3 there and 5 here"),
+        (dict(model__width=0.25), "width is 0.125 there and 0.25 here"),
+        (dict(model__stem="attention"), "stem is 'conv' there and 'attention' here"),
+    ],
+)
+def test_a_backbone_of_another_network_is_refused(data_dir, classified, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        Detection.open(small_scenes(data_dir, backbone_from=str(classified), **overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (dict(backbone_from="/nowhere"), "/nowhere holds no checkpoint"),
+        (dict(class_ids="categories"), "did you mean 'category'"),
+        (dict(metric="pycoco"), "did you mean 'pycocotools'"),
+        (dict(data__image_size=90), "multiples of"),
+        (dict(detector__heads="atention"), "did you mean 'attention'"),
+        (dict(task="detecton"), "did you mean 'detection'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_compiled(
+    data_dir, tmp_path, overrides, message, capsys
+):
+    with pytest.raises(SystemExit) as leave:
+        main.run(small_scenes(data_dir, **overrides), tmp_path / "run", "train")
+    assert leave.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_paper_s_settings():
+    config = retinanet.get_config()
+    plan = make_plan(config, 118_287)
+    assert (plan.learning_rate, plan.warmup_steps) == (0.12, 1848)
+    assert round(plan.epochs) == 150
+
+
+def test_dry_run_without_the_data(tmp_path, capsys):
+    config = retinanet.get_config().lock()
+    # The paper's network is described in full; only the step is compiled small.
+    config.update_from_flattened_dict(
+        {
+            "data.dir": str(tmp_path),
+            "data.image_size": 64,
+            "batch_size": 4,
+            "model.blocks": (1, 1, 1, 1),
+            "model.width": 0.125,
+            "detector.features": 16,
+            "detector.tower_depth": 1,
+        }
+    )
+    main.run(config.to_dict(), tmp_path / "run", "dry_run")
+    out = capsys.readouterr().out
+    assert "coco/2017 is not prepared" in out and "118,287 images, 80 classes" in out
+    assert "dry run: no step was taken" in out
+    assert not (tmp_path / "run").exists()
