@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config = common.detection_config()
     config.model = common.model("sa_resnet50", dtype="bfloat16")
     config.detector = common.detector(heads="attention")
-    config.class_ids = "category"
+    config.category_ids = 90
 
     config.data.name = "coco/2017"
     config.data.train_split = "train"

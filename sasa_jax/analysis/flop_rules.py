@@ -23,8 +23,8 @@ from typing import NamedTuple
 from flax import nnx
 
 from sasa_jax.models.fpn import FeaturePyramid
+from sasa_jax.models.head import Head
 from sasa_jax.models.resnet import Bottleneck
-from sasa_jax.models.retinanet import Head
 from sasa_jax.nn import AttentionStem, BatchNorm, ConvStem, LocalSelfAttention
 from sasa_jax.nn.attention import GroupedLinear, HeadNorm
 

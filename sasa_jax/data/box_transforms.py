@@ -27,22 +27,24 @@ from sasa_jax.data.image_transforms import MEAN_RGB, Example, decode
 _PADDING = tuple(map(round, MEAN_RGB))
 
 
-def rescale(image: np.ndarray, factor: float) -> np.ndarray:
-    """uint8 [h, w, 3] to round(factor h), round(factor w), at least 1, by exactly `factor`.
+def rescale(image: np.ndarray, factor: float) -> tuple[np.ndarray, float]:
+    """uint8 [h, w, 3] to round(factor h), round(factor w), at least 1; and the factor of boxes.
 
-    Pixel (y, x) in [0, h] x [0, w] goes to (factor y, factor x) although the number of pixels is
-    rounded, so boxes take no error. Interpolation as in image_transforms.resize.
+    Point (y, x) goes to exactly (factor y, factor x) although the number of pixels is rounded, so
+    boxes take no error; 1 is returned where no side changes by a pixel, as the image is then left
+    as it is. Interpolation as in image_transforms.resize.
     """
-    if factor == 1:
-        return image
     height, width = image.shape[:2]
-    return cv2.resize(
+    if (round(factor * height), round(factor * width)) == (height, width):
+        return image, 1.0
+    scaled = cv2.resize(
         image,
         None,
         fx=max(factor, 1 / width),
         fy=max(factor, 1 / height),
         interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC,
     )
+    return scaled, factor
 
 
 def place(image: np.ndarray, image_size: int, top: int = 0, left: int = 0) -> np.ndarray:
@@ -127,7 +129,7 @@ class DetectionTrain:
         factor = rng.uniform(*self.scale) * self.image_size / max(height, width)
         if rng.random() < self.flip:
             image, boxes = cv2.flip(image, 1), mirror(boxes, width)
-        image = rescale(image, factor)
+        image, factor = rescale(image, factor)
         top, left = (
             int(rng.integers(max(side - self.image_size, 0) + 1)) for side in image.shape[:2]
         )
@@ -164,9 +166,9 @@ class DetectionTrain:
 class DetectionEval:
     """The whole image, its long side scaled to the square's, at the top left.
 
-    An example becomes {"image": uint8 [S, S, 3] RGB, "index": int64, "scale": float32, "size": int32
-    [2]}: pixels of the new image per pixel of the stored one, and height and width of its part of
-    the square, rounded up so that clipping to it never cuts a box.
+    An example becomes {"image": uint8 [S, S, 3] RGB, "index": int64, "scale": float32, "size":
+    int32 [2]}: pixels of the new image per pixel of the stored one, and height and width of its
+    part of the square, rounded up so that clipping to it never cuts a box.
 
     Attributes:
       image_size: S, pixels.
@@ -183,11 +185,11 @@ class DetectionEval:
     def __call__(self, example: Example, rng: np.random.Generator | None) -> Example:
         image = _decoded(example)
         sides = np.array(image.shape[:2])
-        factor = self.image_size / sides.max()
+        image, factor = rescale(image, self.image_size / sides.max())
         # Up, but not for a product such as 480.00000000000006.
         size = np.ceil(sides * factor - 1e-6).astype(np.int32)
         return {
-            "image": place(rescale(image, factor), self.image_size),
+            "image": place(image, self.image_size),
             "index": np.int64(example["index"]),
             "scale": np.float32(factor),
             "size": size,

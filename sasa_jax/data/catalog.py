@@ -15,6 +15,8 @@ from sasa_jax.checks import nearest
 FILE_FORMAT = "array_record"
 # Data sets of this package, which TFDS itself does not know.
 OWN_DATASETS = ("digits", "digit_scenes")
+# Stands for a folder in COCO's format, which detection reads as it is.
+COCO_FOLDER = "coco_folder"
 
 _NAME = re.compile(
     r"(?P<name>[a-zA-Z]\w*)(/(?P<config>[^:/\s]+))?(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII
@@ -64,9 +66,14 @@ def known_names() -> list[str]:
 def check_known(name: str) -> None:
     """Raise DatasetError, with the nearest name, if neither TFDS nor this package has `name`."""
     known = known_names()
+    if name == COCO_FOLDER:
+        raise DatasetError(
+            f"{COCO_FOLDER} is a folder in COCO's format: it needs no preparing, and only "
+            "detection reads it."
+        )
     if name not in known:
         raise DatasetError(
-            f"no data set is called {name!r}{nearest(name, known)}; known are "
+            f"no data set is called {name!r}{nearest(name, [*known, COCO_FOLDER])}; known are "
             f"{', '.join(OWN_DATASETS)} and the {len(known) - len(OWN_DATASETS)} of TFDS, "
             "https://www.tensorflow.org/datasets/catalog"
         )

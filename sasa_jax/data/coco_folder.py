@@ -1,7 +1,7 @@
 """A folder of images with an instances.json in COCO's format, read without TFDS.
 
-    data_dir/train/instances.json         {"images": [...], "annotations": [...], "categories": [...]}
-    data_dir/train/<file_name>            or data_dir/train/images/<file_name>
+    data_dir/train/instances.json   {"images": [...], "annotations": [...], "categories": [...]}
+    data_dir/train/<file_name>      or data_dir/train/images/<file_name>
     data_dir/validation/...
 
     images:       id, file_name, height, width
@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sasa_jax.checks import nearest
-from sasa_jax.data.catalog import DatasetError
+from sasa_jax.data.catalog import COCO_FOLDER, DatasetError
 from sasa_jax.data.detection_split import Category, DetectionSplit
 
 FILE = "instances.json"
@@ -60,7 +60,7 @@ class CocoFolder(DetectionSplit):
             for entry in self._entries(content, "categories", "id", "name")
         )
         self._check_unique("categories", (category.id for category in categories))
-        super().__init__("coco_folder", split, tuple(categories), self._file.parent)
+        super().__init__(COCO_FOLDER, split, tuple(categories), self._file.parent)
         self._images = [
             {key: self._integer(entry, "images", key) for key in ("id", "height", "width")}
             | {"file_name": str(entry["file_name"])}
@@ -211,8 +211,8 @@ class CocoFolder(DetectionSplit):
             (missing if path is None else paths).append(path or candidates[0])
         if missing:
             raise DatasetError(
-                f"{len(missing):,} of {len(self._images):,} images of {self._file} are missing; the "
-                f"first is {missing[0]}, looked for also in {folders[1].name}/."
+                f"{len(missing):,} of {len(self._images):,} images of {self._file} are missing; "
+                f"the first is {missing[0]}, looked for also in {folders[1].name}/."
             )
         return paths
 
@@ -221,7 +221,7 @@ def _find(data_dir: str | os.PathLike[str] | None, split: str) -> Path:
     """The split's file."""
     if data_dir is None or not str(data_dir):
         raise DatasetError(
-            f"coco_folder needs data_dir, the folder that holds the splits, as in "
+            f"{COCO_FOLDER} needs data_dir, the folder that holds the splits, as in "
             f"data_dir/{split}/{FILE}."
         )
     root = Path(data_dir).expanduser().absolute()

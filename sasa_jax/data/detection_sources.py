@@ -24,11 +24,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from sasa_jax.data.builders import full_name, open_builder
-from sasa_jax.data.catalog import DatasetError
+from sasa_jax.data.catalog import COCO_FOLDER, DatasetError
 from sasa_jax.data.coco_folder import CocoFolder
 from sasa_jax.data.detection_split import Category, DetectionSplit
 
-COCO_FOLDER = "coco_folder"
 # COCO numbers its 80 categories from 1 to 90, without these.
 COCO_UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 # Images in which a split that can be trained on or scored has at least one box.

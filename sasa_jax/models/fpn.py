@@ -37,7 +37,7 @@ class FeaturePyramid(nnx.Module):
     Args:
         in_features: channels of the backbone's last three maps, finest first.
         features: C of every level.
-        levels: five names' numbers, e.g. (3, 4, 5, 6, 7); level l has stride 2**l.
+        levels: of the pyramid, e.g. (3, 4, 5, 6, 7); level l has stride 2**l.
         attention: keyword arguments of `LocalSelfAttention`, or None for convolutions.
         residual: add the attentions' inputs to their outputs.
         coarse_from: what P6 is made of, "p5" or "c5" (the backbone's coarsest map).

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,10 @@ from sasa_jax.analysis import DetectedImage, detections_figure, figure_pixels
 from sasa_jax.checks import check_choice
 from sasa_jax.data import TrainLoader, eval_loader, open_detection_split, train_loader
 from sasa_jax.data.box_transforms import DetectionEval, DetectionTrain
-from sasa_jax.detection import Anchors, coco, detect, detection_loss
+from sasa_jax.detection import Anchors, Detections, coco, detect, detection_loss
 from sasa_jax.models import RetinaNet, apply, create_retinanet, split
 from sasa_jax.tasks.backbone import load_backbone
+from sasa_jax.tasks.category_logits import CategoryLogits
 from sasa_jax.tasks.common import (
     check_bn_groups,
     describe_parameters,
@@ -74,7 +75,7 @@ class Detection:
         self.image_size = config["data"]["image_size"]
         self.name = f"RetinaNet on {config['model']['name']}"
         self._config = config
-        check_choice("class_ids", config["class_ids"], ("contiguous", "category"))
+        self._logits = CategoryLogits(data.train.categories, config["category_ids"])
         check_choice("metric", config["metric"], coco.BACKENDS)
         check_bn_groups(config)
         augmentation = _tuples(given(config["data"]["augmentation"]))
@@ -117,7 +118,7 @@ class Detection:
         """The network that the config names, with random parameters."""
         return create_retinanet(
             given(self._config["model"]),
-            num_classes=self._num_classes,
+            num_classes=self._logits.number,
             anchors_per_place=self._anchors.per_place,
             rngs=nnx.Rngs(key),
             **given(self._config["detector"]),
@@ -160,7 +161,7 @@ class Detection:
             codes,
             jnp.asarray(self._anchor_boxes),
             batch["boxes"],
-            jnp.asarray(self._logit_of_class())[batch["classes"]],
+            jnp.asarray(self._logits.of_class)[batch["classes"]],
             batch["valid"],
             **self._config["detection_loss"],
         )
@@ -195,14 +196,12 @@ class Detection:
             threads=self._config["data"]["threads"],
             **processes(),
         )
-        found: dict[str, list[Any]] = {which: [] for which in variables}
-        pending = None
+        found: list[Found] = []
         for batch in loader:
-            step = self._detect_step(dict(variables), put(batch))
+            found.append(self._detect_step(dict(variables), put(batch)))
             # One batch late, so that the devices have the next while the host reads this one.
-            _collect(found, pending)
-            pending = step
-        _collect(found, pending)
+            found[-2:-1] = jax.device_get(found[-2:-1])
+        found[-1:] = jax.device_get(found[-1:])
         return lambda: self._score(found)
 
     def headline(self, results: dict[str, dict[str, float | int]]) -> str:
@@ -219,19 +218,21 @@ class Detection:
         examples = [self._eval_transform(example, None) for example in originals]
         batch = {k: np.stack([e[k] for e in examples]) for k in ("image", "scale", "size")}
         batch |= {"index": np.arange(len(examples)), "mask": np.ones(len(examples), bool)}
-        found = jax.device_get(self._detect_step({"average": variables}, batch))["average"]
+        found = jax.device_get(self._detect_step({"average": variables}, batch))
+        detections = found.detections["average"]
         shown = []
         for row, (example, original) in enumerate(zip(examples, originals, strict=True)):
-            boxes, scores, classes = _of_image(found, row)
-            known = self._class_of_logit()[classes] >= 0
+            height, width = example["size"]
+            classes = self._logits.classes[detections.classes[row]]
+            known = np.flatnonzero(classes[: detections.count[row]] >= 0)
             shown.append(
                 DetectedImage(
-                    image=example["image"][: example["size"][0], : example["size"][1]],
+                    image=example["image"][:height, :width],
                     true_boxes=original["boxes"] * example["scale"],
                     true_names=[names[c] for c in original["classes"]],
-                    boxes=boxes[known] * example["scale"],
-                    names=[names[c] for c in self._class_of_logit()[classes[known]]],
-                    scores=scores[known],
+                    boxes=detections.boxes[row][known],
+                    names=[names[c] for c in classes[known]],
+                    scores=detections.scores[row][known],
                 )
             )
         return {"detections": figure_pixels(detections_figure(shown))}
@@ -242,25 +243,6 @@ class Detection:
         total = sum(x.size for x in jax.tree.leaves(params))
         return describe_parameters(total, params["backbone"]["stem"])
 
-    # ---- Classes: the data counts them from 0 without gaps; the paper's network has a logit for
-    # each of COCO's category ids from 1 to 90, of which ten are never used. ----
-
-    @property
-    def _num_classes(self) -> int:
-        return int(self._logit_of_class().max()) + 1
-
-    def _logit_of_class(self) -> np.ndarray:
-        """Which logit belongs to a class of the data, int32 [classes of the data]."""
-        if self._config["class_ids"] == "contiguous":
-            return np.arange(self.data.train.num_classes, dtype=np.int32)
-        return np.array([c.id - 1 for c in self.data.train.categories], np.int32)
-
-    def _class_of_logit(self) -> np.ndarray:
-        """The inverse, -1 for logits that no class uses, int32 [logits]."""
-        classes = np.full(self._num_classes, -1, np.int32)
-        classes[self._logit_of_class()] = np.arange(self.data.train.num_classes)
-        return classes
-
     # ---- Evaluation ----
 
     def _predict(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -268,34 +250,27 @@ class Detection:
 
     def _detect_everywhere(
         self, variables: dict[str, Variables], batch: dict[str, jax.Array]
-    ) -> dict[str, dict[str, jax.Array]]:
-        """Detections in pixels of the original images, on every device, and whose they are."""
-        found = {}
-        for which, values in variables.items():
-            logits, codes = self._predict(values, batch["image"])
-            detections = detect(
-                logits,
-                codes,
+    ) -> "Found":
+        """The detections of a batch with each of the variables, whole on every device."""
+        detections = {
+            which: detect(
+                *self._predict(values, batch["image"]),
                 jnp.asarray(self._anchor_boxes),
                 self._counts,
                 batch["size"],
                 **self._config["decoding"],
             )
-            found[which] = {
-                "boxes": detections.boxes / batch["scale"][:, None, None],
-                "scores": detections.scores,
-                "classes": detections.classes,
-                "count": detections.count,
-                "index": batch["index"],
-                "mask": batch["mask"],
-            }
+            for which, values in variables.items()
+        }
+        found = Found(detections, batch["index"], batch["scale"], batch["mask"])
         return jax.lax.with_sharding_constraint(found, PartitionSpec())
 
-    def _score(self, found: dict[str, list[Any]]) -> Evaluation:
+    def _score(self, found: Sequence["Found"]) -> Evaluation:
         truth = self._ground_truth
+        self._check_seen(np.concatenate([batch.index[batch.mask] for batch in found]))
         metrics, files = {}, {"annotations.json": truth}
-        for which, batches in found.items():
-            results = self._coco_results(batches, [image["id"] for image in truth["images"]])
+        for which in found[0].detections:
+            results = [result for batch in found for result in self._coco_results(batch, which)]
             numbers = coco.evaluate(truth, results, backend=self._config["metric"])
             metrics[which] = numbers | {"images": len(truth["images"])}
             if which == "average":
@@ -306,49 +281,37 @@ class Detection:
     def _ground_truth(self) -> dict[str, Any]:
         return self.data.evaluation.ground_truth()
 
-    def _coco_results(
-        self, batches: Sequence[Mapping[str, np.ndarray]], image_ids: Sequence[int]
-    ) -> list[dict[str, Any]]:
-        category_ids = [c.id for c in self.data.evaluation.categories]
-        class_of_logit = self._class_of_logit()
-        seen, results = [], []
-        for batch in batches:
-            for row in np.flatnonzero(batch["mask"]):
-                seen.append(int(batch["index"][row]))
-                boxes, scores, classes = _of_image(batch, row)
-                for box, score, label in zip(
-                    boxes.tolist(), scores.tolist(), class_of_logit[classes], strict=True
-                ):
-                    if label >= 0:
-                        top, left, bottom, right = box
-                        results.append(
-                            {
-                                "image_id": image_ids[seen[-1]],
-                                "category_id": category_ids[label],
-                                "bbox": [left, top, right - left, bottom - top],
-                                "score": score,
-                            }
-                        )
-        if sorted(seen) != list(range(len(image_ids))):
+    def _check_seen(self, indices: np.ndarray) -> None:
+        images = len(self._ground_truth["images"])
+        if sorted(indices.tolist()) != list(range(images)):
             raise RuntimeError(
-                f"the evaluation scored {len(seen)} images, {len(set(seen))} different ones, of "
-                f"{len(image_ids)}"
+                f"the evaluation scored {len(indices)} images, {len(set(indices.tolist()))} "
+                f"different ones, of {images}"
             )
-        return results
+
+    def _coco_results(self, batch: "Found", which: str) -> list[dict[str, Any]]:
+        """In COCO's form, without what the mask or a logit of no category gave."""
+        rows = np.flatnonzero(batch.mask)
+        detections = jax.tree.map(lambda x: x[rows], batch.detections[which])
+        image_ids = [self._ground_truth["images"][index]["id"] for index in batch.index[rows]]
+        results = coco.to_results(detections, image_ids, batch.scale[rows], self._logits.ids)
+        return [result for result in results if result["category_id"] >= 0]
 
 
-def _collect(found: dict[str, list[Any]], step: Mapping[str, Any] | None) -> None:
-    if step is not None:
-        for which, detections in jax.device_get(step).items():
-            found[which].append(detections)
+class Found(NamedTuple):
+    """What the devices give for one batch of the evaluation.
 
+    Attributes:
+        detections: with each of the evaluated variables, in pixels of the network's image.
+        index: int64 [B], which images.
+        scale: float32 [B], pixels of the network's image for one of the original.
+        mask: bool [B], False for what fills up the batch.
+    """
 
-def _of_image(
-    batch: Mapping[str, np.ndarray], row: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes, scores and classes of one image, without the empty slots."""
-    count = int(batch["count"][row])
-    return tuple(batch[name][row][:count] for name in ("boxes", "scores", "classes"))
+    detections: dict[str, Detections]
+    index: jax.Array
+    scale: jax.Array
+    mask: jax.Array
 
 
 def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sasa_jax.data import DatasetError
+from sasa_jax.data import Category, DatasetError
 from sasa_jax.data.catalog import DatasetName, check_known
 
 
@@ -19,6 +19,11 @@ class AbsentSplit:
 
     def __len__(self) -> int:
         return self.size
+
+    @property
+    def categories(self) -> tuple[Category, ...]:
+        """As many as there are classes; their ids and names are not known without the data."""
+        return tuple(Category(number, str(number)) for number in range(1, self.num_classes + 1))
 
     @property
     def description(self) -> str:

@@ -5,6 +5,7 @@ from flax import nnx
 
 from sasa_jax import create_model
 from sasa_jax.analysis import count, format_table
+from sasa_jax.models import create_retinanet
 from sasa_jax.nn import LocalSelfAttention
 
 
@@ -139,3 +140,46 @@ def test_table_is_in_the_networks_order_and_adds_up():
     assert lines[-1][1] == f"{counts.parameters:,}"
     assert lines[1][1] == "16x16x64"
     assert len(format_table(counts, every_layer=True).splitlines()) == len(counts.layers) + 2
+
+
+PLACES = 4 * 20 + 2 * 10 + 1 * 5 + 1 * 3 + 1 * 2  # of P3 to P7 on 32x160 pixels
+
+
+def detector_layers(**options):
+    """The layers of a small detector by path."""
+    backbone = dict(name="resnet26", blocks=(1, 1, 1, 1), width=0.125)
+    options = dict(features=16, tower_depth=1, num_heads=2) | options
+    counts = count(
+        lambda: create_retinanet(backbone, num_classes=3, rngs=nnx.Rngs(0), **options), (32, 160)
+    )
+    return {layer.path: layer for layer in counts.layers}
+
+
+def test_shared_heads_are_counted_at_every_level():
+    layers = detector_layers()
+    assert layers["class_head/layer1"].parameters == 9 * 16 * 16
+    assert layers["class_head/layer1"].flops.plain == PLACES * 2 * 9 * 16 * 16
+    assert layers["class_head/output"].flops.plain == PLACES * 2 * 9 * 16 * (6 * 3)
+    assert layers["box_head"].flops == (0, PLACES * 16)  # the ReLU
+    assert layers["fpn/p6"].flops.plain == 1 * 3 * 2 * 9 * 16 * 16
+    # Sums at P4 and P3, and the ReLU of P6.
+    assert layers["fpn"].flops == (0, (2 * 10 + 4 * 20 + 1 * 3) * 16)
+
+
+def test_attention_in_the_detector():
+    options = dict(fpn="attention", heads="attention", fpn_window=3, head_window=5)
+    layers = detector_layers(**options)
+    projections, window = 3 * 2 * 16 * 16, 3 * 2 * 25 * 16
+    inside = sum(layers[f"class_head/layer1/{name}"].flops.plain for name in ("query", "value"))
+    assert inside == PLACES * projections * 2 // 3
+    assert layers["class_head/last"].flops.plain == PLACES * window
+    # P6 is made at the resolution of P5, which is 1x5.
+    assert layers["fpn/p6"].flops.plain == 5 * 3 * 2 * 9 * 16
+    assert layers["fpn/p6"].output == (1, 5, 16)
+    residual = detector_layers(**options, residual=True, query_key_norm="rms")
+    at_inputs = PLACES - 2 + 5  # P6 and P7 add before their pools
+    assert residual["fpn"].flops.itemised - layers["fpn"].flops.itemised == at_inputs * 16
+    assert residual["box_head"].flops.itemised - layers["box_head"].flops.itemised == (
+        2 * PLACES * 16
+    )
+    assert residual["box_head/last/query_norm"].flops == (0, 4 * PLACES * 16)

@@ -197,6 +197,36 @@ def test_eval_sees_every_example_once(size, batch_size, count):
         assert {v.dtype.name for v in joined.values()} == {"uint8", "int32", "int64", "bool"}
 
 
+def test_batches_hold_whatever_the_transform_makes():
+    """A filler has the shapes and types of an example, and nothing in it."""
+
+    def boxes(example: dict, rng: np.random.Generator | None) -> dict:
+        return {
+            "index": np.int64(example["index"]),
+            "scale": np.float32(1.5),
+            "boxes": np.ones((3, 4), np.float32),
+            "valid": np.ones(3, np.bool_),
+        }
+
+    train = next(train_loader(Toy(5), boxes, batch_size=2, seed=0))
+    assert {k: (v.shape, v.dtype.name) for k, v in train.items()} == {
+        "index": ((2,), "int64"),
+        "scale": ((2,), "float32"),
+        "boxes": ((2, 3, 4), "float32"),
+        "valid": ((2, 3), "bool"),
+    }
+    (batch,) = eval_loader(Toy(2), boxes, batch_size=3)
+    assert {k: v.dtype for k, v in batch.items()} == {
+        **{k: v.dtype for k, v in train.items()},
+        "mask": np.bool_,
+    }
+    np.testing.assert_array_equal(batch["mask"], [True, True, False])
+    np.testing.assert_array_equal(batch["index"], [0, 1, -1])
+    np.testing.assert_array_equal(batch["scale"], np.float32([1.5, 1.5, 0]))
+    assert batch["boxes"][:2].all() and not batch["boxes"][2].any()
+    assert batch["valid"][:2].all() and not batch["valid"][2].any()
+
+
 @pytest.mark.parametrize("make", [train_loader, eval_loader])
 @pytest.mark.parametrize(
     ("size", "arguments", "message"),

@@ -68,6 +68,7 @@ def test_help(capsys):
         ("imagnet2012", "did you mean 'imagenet2012'"),
         ("digit", "did you mean 'digits'"),
         ("not a name", "expected TFDS's form"),
+        ("coco_folder", "needs no preparing"),
     ],
 )
 def test_unknown_name(capsys, tmp_path, name, words):

@@ -257,6 +257,15 @@ def test_memory_grows_with_the_logits_and_not_with_the_overlaps():
             lambda logits, codes: detection_loss(logits, codes, anchors, *truth)[0], argnums=(0, 1)
         )(logits, codes)
 
+    _, backward = jax.eval_shape(
+        lambda *arguments: jax.vjp(
+            lambda logits: detection_loss(logits, arguments[1], anchors, *arguments[2:])[0],
+            arguments[0],
+        ),
+        *arguments,
+    )
+    kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.size >= arguments[0].size]
+    assert len(kept) == 1  # for the backward pass: the logits
     memory = jax.jit(slopes).lower(*arguments).compile().memory_analysis()
     logits = 4 * 2 * len(anchors) * 20
     overlaps = 4 * 2 * len(anchors) * 400

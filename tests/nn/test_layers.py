@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sasa_jax.nn import AttentionStem, BatchNorm, LocalSelfAttention, sinusoidal_position
+from sasa_jax.nn.spatial import halve, spatial_layer
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -126,3 +127,38 @@ def test_stem_refuses_images_that_do_not_divide_into_blocks():
     stem = AttentionStem(16, batch_norm={}, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="multiples of 4, got 8x6"):
         stem(normal(0, 1, 8, 6, 3), train=False)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (1, 2), (1, 1)])
+def test_halving_averages_the_pixels_that_are_there(size):
+    x = normal(0, 2, *size, 3)
+    y = np.asarray(halve(x))
+    assert y.shape == (2, -(-size[0] // 2), -(-size[1] // 2), 3)
+    for i, j in np.ndindex(y.shape[1:3]):
+        there = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+        np.testing.assert_allclose(y[:, i, j], there.mean(axis=(1, 2)), rtol=1e-5, atol=1e-6)
+
+
+def test_attention_keeps_the_number_of_channels():
+    with pytest.raises(ValueError, match="cannot make 8 of 4"):
+        spatial_layer(4, 8, attention={}, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
+
+
+def test_normalised_queries_and_keys_do_not_know_the_inputs_size():
+    x = normal(0, 1, 5, 5, 16)
+    layer = LocalSelfAttention(16, num_heads=2, query_key_norm="rms", rngs=nnx.Rngs(0))
+    _, weights = layer(x, return_weights=True)
+    _, larger = layer(30 * x, return_weights=True)
+    np.testing.assert_allclose(weights, larger, rtol=1e-3, atol=1e-6)
+    # The logits start out as large as without the norm on inputs of unit size.
+    np.testing.assert_array_equal(layer.query_norm.scale[...], np.full(8, 0.25))
+    plain = LocalSelfAttention(16, num_heads=2, rngs=nnx.Rngs(0))
+    _, other = plain(x, return_weights=True)
+    assert 0.5 < jnp.log(weights).std() / jnp.log(other).std() < 2
+    assert jnp.abs(plain(30 * x, return_weights=True)[1] - other).max() > 0.1
+
+
+def test_normalised_keys_are_finite_where_the_map_is_zero():
+    layer = LocalSelfAttention(8, num_heads=2, query_key_norm="rms", rngs=nnx.Rngs(0))
+    gradient = jax.grad(lambda x: layer(x).sum())(jnp.zeros((1, 4, 4, 8)))
+    assert np.isfinite(gradient).all()
