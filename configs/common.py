@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
-from sasa_jax.data.box_transforms import DetectionTrain
 
+from sasa_jax.data.box_transforms import DetectionTrain
 from sasa_jax.data.image_transforms import KINDS
 from sasa_jax.detection import Anchors, detect, detection_loss
 from sasa_jax.models import list_models, model_options, retinanet_options

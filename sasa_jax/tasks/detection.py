@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,20 @@ from jax.sharding import PartitionSpec
 
 from sasa_jax.analysis import DetectedImage, detections_figure, figure_pixels
 from sasa_jax.checks import check_choice
-from sasa_jax.data import TrainLoader, eval_loader, open_detection_split, train_loader
+from sasa_jax.data import (
+    DatasetError,
+    DetectionSplit,
+    TrainLoader,
+    eval_loader,
+    open_detection_split,
+    train_loader,
+)
 from sasa_jax.data.box_transforms import DetectionEval, DetectionTrain
-from sasa_jax.detection import Anchors, Detections, coco, detect, detection_loss
+from sasa_jax.detection import Anchors, coco, detect, detection_loss
 from sasa_jax.models import RetinaNet, apply, create_retinanet, split
 from sasa_jax.tasks.backbone import load_backbone
 from sasa_jax.tasks.category_logits import CategoryLogits
+from sasa_jax.tasks.coco_scores import Found, score
 from sasa_jax.tasks.common import (
     check_bn_groups,
     describe_parameters,
@@ -77,6 +85,12 @@ class Detection:
         self._config = config
         self._logits = CategoryLogits(data.train.categories, config["category_ids"])
         check_choice("metric", config["metric"], coco.BACKENDS)
+        if data.train.categories != data.evaluation.categories:
+            raise DatasetError(
+                f"the categories of data.train_split {data.train.split!r} and data.eval_split "
+                f"{data.evaluation.split!r} differ: {_names(data.train)} and "
+                f"{_names(data.evaluation)}; both need the same ids and names in the same order"
+            )
         check_bn_groups(config)
         augmentation = _tuples(given(config["data"]["augmentation"]))
         self._max_boxes = config["data"]["max_boxes"]
@@ -202,7 +216,9 @@ class Detection:
             # One batch late, so that the devices have the next while the host reads this one.
             found[-2:-1] = jax.device_get(found[-2:-1])
         found[-1:] = jax.device_get(found[-1:])
-        return lambda: self._score(found)
+        return lambda: score(
+            found, self._ground_truth, self._logits.ids, backend=self._config["metric"]
+        )
 
     def headline(self, results: dict[str, dict[str, float | int]]) -> str:
         """`COCO AP 0.612 AP50 0.783 (200 images)`, of the averaged weights."""
@@ -250,7 +266,7 @@ class Detection:
 
     def _detect_everywhere(
         self, variables: dict[str, Variables], batch: dict[str, jax.Array]
-    ) -> "Found":
+    ) -> Found:
         """The detections of a batch with each of the variables, whole on every device."""
         detections = {
             which: detect(
@@ -265,53 +281,14 @@ class Detection:
         found = Found(detections, batch["index"], batch["scale"], batch["mask"])
         return jax.lax.with_sharding_constraint(found, PartitionSpec())
 
-    def _score(self, found: Sequence["Found"]) -> Evaluation:
-        truth = self._ground_truth
-        self._check_seen(np.concatenate([batch.index[batch.mask] for batch in found]))
-        metrics, files = {}, {"annotations.json": truth}
-        for which in found[0].detections:
-            results = [result for batch in found for result in self._coco_results(batch, which)]
-            numbers = coco.evaluate(truth, results, backend=self._config["metric"])
-            metrics[which] = numbers | {"images": len(truth["images"])}
-            if which == "average":
-                files["detections.json"] = results
-        return Evaluation(metrics, files)
-
     @functools.cached_property
     def _ground_truth(self) -> dict[str, Any]:
         return self.data.evaluation.ground_truth()
 
-    def _check_seen(self, indices: np.ndarray) -> None:
-        images = len(self._ground_truth["images"])
-        if sorted(indices.tolist()) != list(range(images)):
-            raise RuntimeError(
-                f"the evaluation scored {len(indices)} images, {len(set(indices.tolist()))} "
-                f"different ones, of {images}"
-            )
 
-    def _coco_results(self, batch: "Found", which: str) -> list[dict[str, Any]]:
-        """In COCO's form, without what the mask or a logit of no category gave."""
-        rows = np.flatnonzero(batch.mask)
-        detections = jax.tree.map(lambda x: x[rows], batch.detections[which])
-        image_ids = [self._ground_truth["images"][index]["id"] for index in batch.index[rows]]
-        results = coco.to_results(detections, image_ids, batch.scale[rows], self._logits.ids)
-        return [result for result in results if result["category_id"] >= 0]
-
-
-class Found(NamedTuple):
-    """What the devices give for one batch of the evaluation.
-
-    Attributes:
-        detections: with each of the evaluated variables, in pixels of the network's image.
-        index: int64 [B], which images.
-        scale: float32 [B], pixels of the network's image for one of the original.
-        mask: bool [B], False for what fills up the batch.
-    """
-
-    detections: dict[str, Detections]
-    index: jax.Array
-    scale: jax.Array
-    mask: jax.Array
+def _names(split: DetectionSplit) -> str:
+    names = [f"{category.id} {category.name}" for category in split.categories]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sasa_jax.data import Category, DatasetError
-from sasa_jax.data.catalog import DatasetName, check_known
+from sasa_jax.data.catalog import COCO_FOLDER, DatasetName, check_known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,8 @@ def open_data(
     try:
         return TaskData(*(opener(data["name"], split, data["dir"]) for split in wanted))
     except DatasetError as error:
+        if data["name"] == COCO_FOLDER:
+            raise
         check_known(DatasetName.parse(data["name"]).name)
         sizes = data["train_size"], data["eval_size"]
         if not allow_absent or None in (*sizes, data["num_classes"]):

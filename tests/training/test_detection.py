@@ -1,5 +1,7 @@
 """The detection task on a few scenes of digits: evaluation, classes, backbone, from end to end."""
 
+import copy
+import dataclasses
 import json
 import re
 import signal
@@ -12,11 +14,12 @@ import pytest
 import main
 from configs import retinanet
 from sasa_jax import training
-from sasa_jax.data import Category, TrainLoader
+from sasa_jax.data import Category, DatasetError, TrainLoader
 from sasa_jax.detection import evaluate
 from sasa_jax.detection.boxes import encode, iou
-from sasa_jax.tasks import Detection
+from sasa_jax.tasks import Detection, coco_scores
 from sasa_jax.tasks.category_logits import CategoryLogits
+from sasa_jax.tasks.coco_scores import Found
 from sasa_jax.training import data_mesh, make_plan, put_batch
 from tests.training.small_digits import small_digits
 from tests.training.small_scenes import BACKBONE, small_scenes
@@ -229,6 +232,22 @@ def test_what_cannot_be_is_refused_before_anything_is_compiled(
     assert re.search(message, capsys.readouterr().err)
 
 
+def test_other_categories_in_the_evaluation_split_are_refused(task):
+    evaluation = copy.copy(task.data.evaluation)
+    evaluation.categories = (*evaluation.categories[:-1], Category(10, "ten"))
+    data = dataclasses.replace(task.data, evaluation=evaluation)
+    with pytest.raises(DatasetError, match=r"differ: 1 0, 2 1, .* and 5 more and 1 0"):
+        Detection(task._config, data)
+
+
+def test_an_image_seen_twice_is_an_error():
+    batch = Found({}, np.array([0, 1, 1]), np.ones(3), np.ones(3, bool))
+    with pytest.raises(RuntimeError, match="scored 3 images, 2 different ones, of 3"):
+        coco_scores.score(
+            [batch], {"images": [{"id": n} for n in range(3)]}, np.arange(1), backend="pycocotools"
+        )
+
+
 def test_the_paper_s_settings():
     config = retinanet.get_config()
     plan = make_plan(config, 118_287)
@@ -248,7 +267,7 @@ def test_dry_run_without_the_data(tmp_path, capsys):
             "model.width": 0.125,
             "model.num_heads": 2,
             "detector.features": 16,
-            "detector.num_heads": 2,
+            "detector.heads": "conv",
             "detector.tower_depth": 1,
         }
     )

@@ -1,0 +1,66 @@
+"""From what the devices found in the evaluation images to COCO's numbers and files."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sasa_jax.detection import Detections, coco
+from sasa_jax.training import Evaluation
+
+
+class Found(NamedTuple):
+    """What the devices give for one batch of the evaluation.
+
+    Attributes:
+        detections: with each of the evaluated variables, in pixels of the network's image.
+        index: int64 [B], which images.
+        scale: float32 [B], pixels of the network's image for one of the original.
+        mask: bool [B], False for what fills up the batch.
+    """
+
+    detections: dict[str, Detections]
+    index: jax.Array
+    scale: jax.Array
+    mask: jax.Array
+
+
+def score(
+    found: Sequence[Found], truth: Mapping[str, Any], category_ids: np.ndarray, *, backend: str
+) -> Evaluation:
+    """COCO's twelve metrics for each of the evaluated variables.
+
+    Args:
+        found: all batches, on the host.
+        truth: in COCO's instances format, the images in the order of the indices.
+        category_ids: int [logits], -1 where no category uses a logit.
+        backend: of `coco.evaluate`.
+
+    Returns:
+        The metrics and the number of images; and the files annotations.json (the truth) and
+        detections.json (what the variables "average" found, in COCO's result format).
+
+    Raises:
+        RuntimeError: an image was left out or seen twice.
+    """
+    image_ids = [image["id"] for image in truth["images"]]
+    seen = np.concatenate([batch.index[batch.mask] for batch in found]).tolist()
+    if sorted(seen) != list(range(len(image_ids))):
+        raise RuntimeError(
+            f"the evaluation scored {len(seen)} images, {len(set(seen))} different ones, of "
+            f"{len(image_ids)}"
+        )
+    metrics, files = {}, {"annotations.json": truth}
+    for which in found[0].detections:
+        results = []
+        for batch in found:
+            rows = np.flatnonzero(batch.mask)
+            detections = jax.tree.map(lambda x, rows=rows: x[rows], batch.detections[which])
+            ids = [image_ids[index] for index in batch.index[rows]]
+            results += coco.to_results(detections, ids, batch.scale[rows], category_ids)
+        results = [result for result in results if result["category_id"] >= 0]
+        metrics[which] = coco.evaluate(truth, results, backend=backend) | {"images": len(image_ids)}
+        if which == "average":
+            files["detections.json"] = results
+    return Evaluation(metrics, files)
