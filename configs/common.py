@@ -90,9 +90,9 @@ def detection_config() -> ConfigDict:
     config.detector = detector()
     config.backbone_from = placeholder(str)  # workdir of a classification run of `model`
 
-    # None: a logit for each class of the data. A number: one for each category id from 1 to it, as
-    # the paper's 90 for COCO, of which 80 are used.
-    config.category_ids = placeholder(int)
+    # 0: a logit for each class of the data. A number: one for each category id from 1 to it, as the
+    # paper's 90 for COCO, of which 80 are used.
+    config.category_ids = 0
     config.anchors = ConfigDict(dataclasses.asdict(Anchors()))
     del config.anchors.levels  # the network's
     config.detection_loss = _defaults(detection_loss)

@@ -12,8 +12,8 @@ class CategoryLogits:
 
     Args:
         categories: of the data, in class order.
-        category_ids: None gives each class a logit. A number gives one to each category id from 1
-            to it, as the paper's network has 90 for COCO, of which ten are never used.
+        category_ids: 0 gives each class a logit. A number gives one to each category id from 1 to
+            it, as the paper's network has 90 for COCO, of which ten are never used.
 
     Attributes:
         number: of logits.
@@ -25,15 +25,15 @@ class CategoryLogits:
         ValueError: a category's id is larger than `category_ids`.
     """
 
-    def __init__(self, categories: Sequence[Category], category_ids: int | None):
+    def __init__(self, categories: Sequence[Category], category_ids: int):
         ids = np.array([category.id for category in categories])
-        if category_ids is not None and category_ids < ids.max():
+        if category_ids and category_ids < ids.max():
             raise ValueError(
                 f"category_ids is {category_ids}, and the data has category {ids.max()}: give at "
-                "least that number, or None for a logit for each class of the data"
+                "least that number, or 0 for a logit for each class of the data"
             )
         self.number = category_ids or len(categories)
-        self.of_class = np.arange(self.number) if category_ids is None else ids - 1
+        self.of_class = ids - 1 if category_ids else np.arange(self.number)
         self.of_class = self.of_class.astype(np.int32)
         self.classes = np.full(self.number, -1, np.int32)
         self.classes[self.of_class] = np.arange(len(categories))

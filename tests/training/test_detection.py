@@ -150,7 +150,7 @@ def test_a_logit_for_every_category_id():
     np.testing.assert_array_equal(with_gaps.of_class, [1, 4, 8])
     np.testing.assert_array_equal(with_gaps.classes, [-1, 0, -1, -1, 1, -1, -1, -1, 2])
     np.testing.assert_array_equal(with_gaps.ids, [-1, 2, -1, -1, 5, -1, -1, -1, 9])
-    without = CategoryLogits(categories, None)
+    without = CategoryLogits(categories, 0)
     assert without.number == 3
     np.testing.assert_array_equal(without.of_class, [0, 1, 2])
     np.testing.assert_array_equal(without.ids, [2, 5, 9])
