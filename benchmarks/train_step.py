@@ -128,7 +128,7 @@ def run(model: str, batch: int, size: int, dtype: str, mesh: Mesh, steps: int):
     """(a call that takes so many steps, the step's memory)."""
     made = program(model, batch, size, dtype, mesh)
     compiled = made.step.lower(made.state, made.batch).compile()
-    state = made.init()
+    state = made.init({})
     random = np.random.default_rng(0)
     shape = (batch // jax.process_count(), size, size, 3)
     images = {

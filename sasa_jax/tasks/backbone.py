@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from sasa_jax.models import model_options
-from sasa_jax.tasks.common import given
+from sasa_jax.tasks.image_task import given
 from sasa_jax.training import Checkpoints, check_saved
 
 # Options that may differ: they belong to the classifier, or change how and not what is computed.

@@ -13,21 +13,12 @@ from clu import metrics
 from flax import nnx
 
 from sasa_jax.analysis import attention_figure, figure_pixels
-from sasa_jax.data import TrainLoader, eval_loader, make_transform, open_split, train_loader
+from sasa_jax.data import Split, make_transform, open_split
 from sasa_jax.data.image_transforms import KINDS, Transform
-from sasa_jax.models import ResNet, apply, create_model, split
-from sasa_jax.tasks.common import (
-    check_bn_groups,
-    describe_parameters,
-    eval_batch_size,
-    given,
-    normalise,
-    processes,
-)
-from sasa_jax.tasks.splits import TaskData, open_data
+from sasa_jax.models import ResNet, apply, create_model
+from sasa_jax.tasks.image_task import ImageTask, Variables, given, normalise
+from sasa_jax.tasks.splits import TaskData
 from sasa_jax.training import Evaluation
-
-Variables = dict[str, Any]
 
 
 @flax.struct.dataclass
@@ -39,58 +30,20 @@ class Scores(metrics.Collection):
     loss: metrics.Average.from_output("loss")
 
 
-class Classification:
-    """Fulfils `sasa_jax.training.Task`.
-
-    Args:
-        config: plain nested dicts, see configs/common.py.
-        data: the opened splits.
-
-    Attributes:
-        data: as given.
-        train_size: images in one epoch.
-        image_size: side of the square that the network sees, in pixels.
-        name: of the network.
-        free_keys: config keys that may differ when a run is taken up again.
-
-    Raises:
-        ValueError, TypeError: an option of the model or the data that is not allowed.
-    """
-
-    free_keys = (
-        "checkpoint_every",
-        "eval_batch_size",
-        "eval_every",
-        "hang_seconds",
-        "keep_checkpoints",
-        "log_every",
-        "data.dir",
-        "data.eval_split",
-        "data.threads",
-    )
+class Classification(ImageTask):
+    """Fulfils `sasa_jax.training.Task`; arguments, attributes and errors as `ImageTask`."""
 
     def __init__(self, config: Mapping[str, Any], data: TaskData):
-        self.data = data
-        self.train_size = len(data.train)
-        self.image_size = config["data"]["image_size"]
+        transforms = (transform(config, train=train) for train in (True, False))
+        super().__init__(config, data, *transforms)
         self.name = config["model"]["name"]
-        self._config = config
-        self._train_transform = transform(config, train=True)
-        self._eval_transform = transform(config, train=False)
-        check_bn_groups(config)
         self._eval_step = jax.jit(self._add_scores)
-        self._explain = jax.jit(self._logits, static_argnames="return_attention")
-        model = nnx.eval_shape(self.build_model)
-        self._attends = model.has_attention
-        self.graphdef, self.shapes = split(model)
-        # Finds an image size that the network cannot take before anything is compiled.
-        image = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jnp.uint8)
-        jax.eval_shape(self._logits, self.shapes, image)
+        self._explain = jax.jit(self._predict, static_argnames="return_attention")
 
-    @classmethod
-    def open(cls, config: Mapping[str, Any], *, allow_absent: bool = False) -> "Classification":
-        """The task with its data; see `open_data`."""
-        return cls(config, open_data(config, open_split, allow_absent=allow_absent))
+    @staticmethod
+    def open_split(name: str, split: str, data_dir: str | None) -> Split:
+        """See `data.open_split`."""
+        return open_split(name, split, data_dir)
 
     def description(self) -> dict[str, str]:
         """Lines for the first screen of a run."""
@@ -109,14 +62,6 @@ class Classification:
             "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
         }
 
-    def init(self, key: jax.Array) -> Variables:
-        """Random variables of the network."""
-        return split(self.build_model(key))[1]
-
-    def pretrained(self) -> Variables:
-        """Nothing: a network for classification begins at random."""
-        return {}
-
     def loss(
         self, variables: Variables, batch: dict[str, jax.Array], key: jax.Array
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
@@ -133,17 +78,6 @@ class Classification:
         accuracy = (logits.argmax(axis=-1) == batch["label"]).astype(jnp.float32).mean()
         return loss, (batch_stats, {"accuracy": accuracy})
 
-    def train_batches(self) -> TrainLoader:
-        """Shuffled and augmented batches, this process's part."""
-        return train_loader(
-            self.data.train,
-            self._train_transform,
-            batch_size=self._config["batch_size"],
-            seed=self._config["seed"],
-            threads=self._config["data"]["threads"],
-            **processes(),
-        )
-
     def evaluate(self, variables: Mapping[str, Variables], put: Any) -> Callable[[], Evaluation]:
         """Scores every image of the evaluation split once, for each of the named variables.
 
@@ -154,15 +88,8 @@ class Classification:
         Raises:
             RuntimeError: an image was left out or seen twice.
         """
-        loader = eval_loader(
-            self.data.evaluation,
-            self._eval_transform,
-            batch_size=eval_batch_size(self._config),
-            threads=self._config["data"]["threads"],
-            **processes(),
-        )
         sums = {which: Scores.empty() for which in variables}
-        for batch in loader:
+        for batch in self.eval_batches():
             batch = put({name: batch[name] for name in ("image", "label", "mask")})
             previous, sums = sums, self._eval_step(sums, dict(variables), batch)
             jax.block_until_ready(previous)  # or the batches would pile up on the devices
@@ -178,7 +105,7 @@ class Classification:
 
     def pictures(self, variables: Variables) -> dict[str, np.ndarray]:
         """attention: the weights of every layer on the first image of the evaluation split."""
-        if not self._attends:
+        if not self.model.has_attention:
             return {}
         example = self._eval_transform(self.data.evaluation[0], None)
         logits, weights = jax.device_get(
@@ -190,21 +117,13 @@ class Classification:
         figure = attention_figure(example["image"], weights, title=title)
         return {"attention": figure_pixels(figure)}
 
-    def describe_parameters(self) -> str:
-        """Their number; see `tasks.common`."""
-        params = self.shapes["params"]
-        return describe_parameters(sum(x.size for x in jax.tree.leaves(params)), params["stem"])
-
-    def _logits(self, variables: Variables, images: jax.Array, **options: Any) -> Any:
-        return apply(self.graphdef, variables, normalise(images), train=False, **options)[0]
-
     def _add_scores(
         self, sums: dict[str, Scores], variables: dict[str, Variables], batch: dict[str, jax.Array]
     ) -> dict[str, Scores]:
         labels = batch["label"]
         new = {}
         for which, sum_so_far in sums.items():
-            logits = self._logits(variables[which], batch["image"])
+            logits = self._predict(variables[which], batch["image"])
             best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == labels[:, None]
             scores = Scores.single_from_model_output(
                 top1=best[:, 0].astype(jnp.float32),

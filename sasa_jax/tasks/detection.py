@@ -14,76 +14,30 @@ from jax.sharding import PartitionSpec
 
 from sasa_jax.analysis import DetectedImage, detections_figure, figure_pixels
 from sasa_jax.checks import check_choice
-from sasa_jax.data import (
-    DatasetError,
-    DetectionSplit,
-    TrainLoader,
-    eval_loader,
-    open_detection_split,
-    train_loader,
-)
+from sasa_jax.data import DatasetError, DetectionSplit, open_detection_split
 from sasa_jax.data.box_transforms import DetectionEval, DetectionTrain
 from sasa_jax.detection import Anchors, coco, detect, detection_loss
-from sasa_jax.models import RetinaNet, apply, create_retinanet, split
+from sasa_jax.models import RetinaNet, apply, create_retinanet
 from sasa_jax.tasks.backbone import load_backbone
 from sasa_jax.tasks.category_logits import CategoryLogits
 from sasa_jax.tasks.coco_scores import Found, score
-from sasa_jax.tasks.common import (
-    check_bn_groups,
-    describe_parameters,
-    eval_batch_size,
-    given,
-    normalise,
-    processes,
-)
-from sasa_jax.tasks.splits import TaskData, open_data
+from sasa_jax.tasks.image_task import ImageTask, Variables, given, normalise
+from sasa_jax.tasks.splits import TaskData
 from sasa_jax.training import Evaluation
-
-Variables = dict[str, Any]
 
 PICTURES = 8  # images of the evaluation split that are drawn
 
 
-class Detection:
-    """Fulfils `sasa_jax.training.Task`.
-
-    Args:
-        config: plain nested dicts, see configs/common.py.
-        data: the opened splits.
-
-    Attributes:
-        data: as given.
-        train_size: images in one epoch.
-        image_size: side of the square that the network sees, in pixels.
-        name: of the network.
-        free_keys: config keys that may differ when a run is taken up again.
+class Detection(ImageTask):
+    """Fulfils `sasa_jax.training.Task`; arguments, attributes and errors as `ImageTask`.
 
     Raises:
-        ValueError, TypeError: an option of the model or the data that is not allowed, or a
-            backbone of another network.
+        ValueError: besides, a backbone of another network, or splits of other categories.
     """
 
-    free_keys = (
-        "backbone_from",
-        "checkpoint_every",
-        "eval_batch_size",
-        "eval_every",
-        "hang_seconds",
-        "keep_checkpoints",
-        "log_every",
-        "metric",
-        "data.dir",
-        "data.eval_split",
-        "data.threads",
-    )
+    free_keys = (*ImageTask.free_keys, "backbone_from", "metric")
 
     def __init__(self, config: Mapping[str, Any], data: TaskData):
-        self.data = data
-        self.train_size = len(data.train)
-        self.image_size = config["data"]["image_size"]
-        self.name = f"RetinaNet on {config['model']['name']}"
-        self._config = config
-        self._logits = CategoryLogits(data.train.categories, config["category_ids"])
         check_choice("metric", config["metric"], coco.BACKENDS)
         if data.train.categories != data.evaluation.categories:
             raise DatasetError(
@@ -91,33 +45,26 @@ class Detection:
                 f"{data.evaluation.split!r} differ: {_names(data.train)} and "
                 f"{_names(data.evaluation)}; both need the same ids and names in the same order"
             )
-        check_bn_groups(config)
-        augmentation = _tuples(given(config["data"]["augmentation"]))
-        self._max_boxes = config["data"]["max_boxes"]
-        self._train_transform = DetectionTrain(self.image_size, self._max_boxes, **augmentation)
-        self._eval_transform = DetectionEval(self.image_size)
-
+        self._logits = CategoryLogits(data.train.categories, config["category_ids"])
         self._anchors = Anchors(**_tuples(config["anchors"]))
-        model = nnx.eval_shape(self.build_model)
-        self._anchors = dataclasses.replace(self._anchors, levels=model.levels)
-        square = (self.image_size, self.image_size)
-        self._anchor_boxes = self._anchors.boxes(square)
-        self._counts = self._anchors.counts(square)
-        self._detect_step = jax.jit(self._detect_everywhere)
-        self.graphdef, self.shapes = split(model)
-        # Finds an image size that the network cannot take before anything is compiled.
-        image = jax.ShapeDtypeStruct((1, *square, 3), jnp.uint8)
-        jax.eval_shape(self._predict, self.shapes, image)
+        self._max_boxes, size = config["data"]["max_boxes"], config["data"]["image_size"]
+        augmentation = _tuples(given(config["data"]["augmentation"]))
+        train_transform = DetectionTrain(size, self._max_boxes, **augmentation)
+        super().__init__(config, data, train_transform, DetectionEval(size))
 
+        self.name = f"RetinaNet on {config['model']['name']}"
+        self._anchors = dataclasses.replace(self._anchors, levels=self.model.levels)
+        self._anchor_boxes = self._anchors.boxes((size, size))
+        self._detect_step = jax.jit(self._detect_everywhere)
         self._backbone: Variables = {}
         if config["backbone_from"]:
             wanted = {kind: tree["backbone"] for kind, tree in self.shapes.items()}
             self._backbone = load_backbone(Path(config["backbone_from"]), config["model"], wanted)
 
-    @classmethod
-    def open(cls, config: Mapping[str, Any], *, allow_absent: bool = False) -> "Detection":
-        """The task with its data; see `open_data`."""
-        return cls(config, open_data(config, open_detection_split, allow_absent=allow_absent))
+    @staticmethod
+    def open_split(name: str, split: str, data_dir: str | None) -> DetectionSplit:
+        """See `data.open_detection_split`."""
+        return open_detection_split(name, split, data_dir)
 
     def description(self) -> dict[str, str]:
         """Lines for the first screen of a run."""
@@ -151,10 +98,6 @@ class Detection:
             "valid": jax.ShapeDtypeStruct((batch, boxes), jnp.bool_),
         }
 
-    def init(self, key: jax.Array) -> Variables:
-        """Random variables of the network."""
-        return split(self.build_model(key))[1]
-
     def pretrained(self) -> Variables:
         """The backbone of a classification run, where the config names one."""
         return {kind: {"backbone": tree} for kind, tree in self._backbone.items()}
@@ -181,17 +124,6 @@ class Detection:
         )
         return loss, (batch_stats, scalars)
 
-    def train_batches(self) -> TrainLoader:
-        """Shuffled and augmented batches, this process's part."""
-        return train_loader(
-            self.data.train,
-            self._train_transform,
-            batch_size=self._config["batch_size"],
-            seed=self._config["seed"],
-            threads=self._config["data"]["threads"],
-            **processes(),
-        )
-
     def evaluate(self, variables: Mapping[str, Variables], put: Any) -> Callable[[], Evaluation]:
         """Detects in every image of the evaluation split once, with each of the named variables.
 
@@ -203,15 +135,8 @@ class Detection:
         Raises:
             RuntimeError: an image was left out or seen twice.
         """
-        loader = eval_loader(
-            self.data.evaluation,
-            self._eval_transform,
-            batch_size=eval_batch_size(self._config),
-            threads=self._config["data"]["threads"],
-            **processes(),
-        )
         found: list[Found] = []
-        for batch in loader:
+        for batch in self.eval_batches():
             found.append(self._detect_step(dict(variables), put(batch)))
             # One batch late, so that the devices have the next while the host reads this one.
             found[-2:-1] = jax.device_get(found[-2:-1])
@@ -253,17 +178,6 @@ class Detection:
             )
         return {"detections": figure_pixels(detections_figure(shown))}
 
-    def describe_parameters(self) -> str:
-        """Their number; see `tasks.common`."""
-        params = self.shapes["params"]
-        total = sum(x.size for x in jax.tree.leaves(params))
-        return describe_parameters(total, params["backbone"]["stem"])
-
-    # ---- Evaluation ----
-
-    def _predict(self, variables: Variables, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return apply(self.graphdef, variables, normalise(images), train=False)[0]
-
     def _detect_everywhere(
         self, variables: dict[str, Variables], batch: dict[str, jax.Array]
     ) -> Found:
@@ -272,7 +186,7 @@ class Detection:
             which: detect(
                 *self._predict(values, batch["image"]),
                 jnp.asarray(self._anchor_boxes),
-                self._counts,
+                self._anchors.counts((self.image_size, self.image_size)),
                 batch["size"],
                 **self._config["decoding"],
             )

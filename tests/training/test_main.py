@@ -165,7 +165,7 @@ def command_line(*arguments):
     ("arguments", "message"),
     [
         (["--config.model.windwo=5"], 'Did you mean "window"'),
-        (["--config=configs/digit.py"], "there are configs/digits.py"),
+        (["--config=configs/digit.py"], "there are configs/digit_scenes.py, configs/digits.py"),
     ],
 )
 def test_the_command_line_refuses_in_one_line(arguments, message):
