@@ -2,8 +2,10 @@
 
     python main.py --config=configs/digit_scenes.py --workdir=runs/digit_scenes
 
-Hardware: 2 CPU cores. Time: see docs/detection.md.
-Expected: COCO AP 0.776, AP50 0.942 on 200 test scenes (seed 0, JAX 0.10.2, 2026-11-22).
+Hardware: 2 CPU cores. Time: 11 min 2 s with `make demo-detection`, on cores shared with other runs
+(AMD EPYC, JAX 0.10.2, 2026-11-22).
+Expected: COCO AP 0.765, AP50 0.947 on 200 test scenes (seed 0); 0.776, 0.942 on 4 cores, whose sums
+are rounded differently.
 
 The scenes are made on first use, without network: real digits of scikit-learn, pasted on 96x96
 pixels. Test scenes are made of test digits. Settings were chosen on the split "validation", whose
