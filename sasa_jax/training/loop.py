@@ -177,8 +177,7 @@ def evaluate(task: Task, config: dict[str, Any], plan: Plan, workdir: Path) -> R
             make_program(task, config, plan, mesh).state,
             lambda stored: check_same_config(workdir, stored, stored_config, task.free_keys),
         )
-        variables = {"average": state.averages, "raw": state.raw}
-        evaluation = task.evaluate(variables, lambda batch: put_batch(batch, mesh))()
+        evaluation = task.evaluate(state.evaluated, lambda batch: put_batch(batch, mesh))()
     if jax.process_index() == 0:
         print(format_record(eval_record(step, evaluation.metrics)))
         for name, content in evaluation.files.items():

@@ -28,14 +28,18 @@ class Scorer:
     def begin(self, step: int, state: TrainState) -> None:
         """Scores `state`, and draws the task's pictures of it."""
         start = time.perf_counter()
-        finish = self._task.evaluate({"average": state.averages, "raw": state.raw}, self._put)
+        finish = self._task.evaluate(state.evaluated, self._put)
         for name, picture in self._task.pictures(state.averages).items():
             self._writers.image(step, name, picture)
         future: Future[tuple[Evaluation, float]] = Future()
 
         def run() -> None:
             try:
-                future.set_result((finish(), time.perf_counter() - start))
+                evaluation = finish()
+                # Here too: COCO's result file of 5,000 images takes seconds to write.
+                for name, content in evaluation.files.items():
+                    self._writers.file(name, content)
+                future.set_result((evaluation, time.perf_counter() - start))
             except BaseException as error:  # raised again where the results are asked for
                 future.set_exception(error)
 
@@ -55,8 +59,6 @@ class Scorer:
         (step, future), self._pending = self._pending, None
         evaluation, seconds = future.result()
         self._writers.write(eval_record(step, evaluation.metrics) | {"seconds": seconds})
-        for name, content in evaluation.files.items():
-            self._writers.file(name, content)
         return evaluation.metrics
 
 

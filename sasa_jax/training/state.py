@@ -44,6 +44,11 @@ class TrainState:
         """The variables as trained."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
+    @property
+    def evaluated(self) -> dict[str, Variables]:
+        """The variables that an evaluation scores, by name."""
+        return {"average": self.averages, "raw": self.raw}
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
