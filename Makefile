@@ -7,7 +7,7 @@ NEWEST_PYTHON ?= $(shell for p in python3.13 python3.12 $(HOME)/.pyenv/versions/
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 PYTEST = $(VENV)/bin/python -m pytest -n auto
 
-.PHONY: demo demo-detection test test-all test-newest test-tpu lint clean
+.PHONY: demo demo-detection test test-all test-newest test-multiprocess soak test-tpu lint clean
 
 # glibc gives large blocks back at once; on a CPU, faulting them in again costs a third of a step.
 KEEP_MEMORY = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000
@@ -31,6 +31,14 @@ test-all: $(VENV)/installed-test lint
 test-newest:
 	@test -n "$(NEWEST_PYTHON)" || { echo "no Python 3.12 or 3.13 found: set NEWEST_PYTHON"; exit 1; }
 	$(MAKE) test PYTHON="$(NEWEST_PYTHON)" VENV=.venv-newest
+
+# Trainings killed at a hundred random moments, 20 minutes at most; each must end in the same bits.
+soak: $(VENV)/installed-test
+	$(VENV)/bin/python -m tests.training.soak
+
+# Two and four processes on one machine, also those that are slow.
+test-multiprocess: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest -n 2 tests/training/test_processes.py
 
 # TPU programs compiled by libtpu, in an environment of its own; no TPU is needed.
 test-tpu: .venv-tpu/installed-tpu

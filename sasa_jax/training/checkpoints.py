@@ -7,9 +7,10 @@ restored into an abstract tree with the current shardings: that keeps the types,
 of devices change.
 """
 
+import contextlib
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +21,13 @@ from jax.experimental import multihost_utils
 
 from sasa_jax.training.digest import digest
 from sasa_jax.training.state import TrainState
+from sasa_jax.training.workdir import CHECKPOINTS, WorkdirError, check_saved, saved_step
 
-_FOLDER = "checkpoints"
 _DAMAGED = "damaged_checkpoints"
 
 
-class WorkdirError(ValueError):
-    """The working directory does not fit what is asked of it."""
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; those before it stand."""
 
 
 class Restored(NamedTuple):
@@ -49,6 +50,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, keep: int = 1, read_only: bool = False):
         self._workdir = workdir
         self._read_only = read_only
+        self._failed = False
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
             preservation_policy=ocp.checkpoint_managers.LatestN(keep),
@@ -57,7 +59,7 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(
             # Orbax takes absolute paths only.
-            (workdir / _FOLDER).absolute(),
+            (workdir / CHECKPOINTS).absolute(),
             options=options,
             item_handlers={
                 "state": ocp.PyTreeCheckpointHandler(),
@@ -69,31 +71,61 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        # With others, closing waits for them: not from the middle of a failure of this one's own.
+        if error is None or jax.process_count() == 1:
+            # Closing raises again what failed in the background, and was raised already.
+            with contextlib.suppress(*([Exception] if self._failed else [])):
+                self._manager.close()
 
     def latest_step(self) -> int:
         """The newest saved step; 0 if there is none."""
         return self._manager.latest_step() or 0
 
+    def steps(self) -> list[int]:
+        """The saved steps, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
     def save(
         self, step: int, state: TrainState, data: dict[str, Any], config: dict[str, Any]
     ) -> None:
-        """Copies the state off the devices and writes it in the background."""
+        """Copies the state off the devices and writes it in the background.
+
+        Raises:
+            SaveError: this one, or the one before it in the background, cannot be written.
+        """
         if step == self.latest_step():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state),
-                data=ocp.args.JsonSave(data),
-                config=ocp.args.JsonSave(config),
-            ),
-        )
+        with self._saving():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state),
+                    data=ocp.args.JsonSave(data),
+                    config=ocp.args.JsonSave(config),
+                ),
+            )
 
     def wait(self) -> None:
-        """Returns when everything is on the disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Returns when everything is on the disk, or raises SaveError."""
+        with self._saving():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
+        # A full disk is an OSError here, a ValueError of TensorStore there.
+        except Exception as error:
+            self._failed = True
+            saved = saved_step(self._workdir)
+            stands = f"step {saved} stands" if saved else "there is none yet"
+            free = shutil.disk_usage(self._workdir).free / 2**20
+            raise SaveError(
+                f"a checkpoint could not be written under {self._workdir}, where {free:,.0f} MiB "
+                f"are free: {_one_line(error)}. Of the checkpoints before it {stands}; with room "
+                "on the disk the same command goes on from there"
+            ) from error
 
     def restore_newest(
         self, abstract: TrainState, check_config: Callable[[dict[str, Any]], None]
@@ -111,7 +143,7 @@ class Checkpoints:
         Raises:
             WorkdirError: from `check_config`; or there are checkpoints, and all are damaged.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = self.steps()
         for step in steps:
             try:
                 check_config(self.config(step))
@@ -120,14 +152,12 @@ class Checkpoints:
                 raise
             # Orbax, TensorStore and the JSON parser each have errors of their own.
             except Exception as error:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-                print(f"checkpoint of step {step} is damaged: {reason}", file=sys.stderr)
+                _say(f"checkpoint of step {step} is damaged: {_one_line(error)}")
                 continue
             if step != steps[0]:
-                print(
+                _say(
                     f"going on from step {step}, the newest whole checkpoint: the work up to step "
-                    f"{steps[0]} is lost and will be done again",
-                    file=sys.stderr,
+                    f"{steps[0]} is lost and will be done again"
                 )
                 self._put_aside([damaged for damaged in steps if damaged > step])
             return restored
@@ -146,7 +176,7 @@ class Checkpoints:
                 target = self._workdir / _DAMAGED / str(step)
                 shutil.rmtree(target, ignore_errors=True)
                 target.parent.mkdir(exist_ok=True)
-                shutil.move(self._workdir / _FOLDER / str(step), target)
+                shutil.move(self._workdir / CHECKPOINTS / str(step), target)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints put aside")
         self._manager.reload()
@@ -177,24 +207,10 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
 
 
-def check_saved(workdir: Path) -> None:
-    """Raises WorkdirError if there is no checkpoint under `workdir`."""
-    if not saved_step(workdir):
-        raise WorkdirError(f"{workdir} holds no checkpoint: train first, with that --workdir")
-
-
 def open_saved(workdir: Path) -> Checkpoints:
     """The checkpoints under `workdir`, to read; raises WorkdirError if there is none."""
     check_saved(workdir)
     return Checkpoints(workdir, read_only=True)
-
-
-def saved_step(workdir: Path) -> int:
-    """The newest step saved under `workdir`, 0 if there is none; touches nothing."""
-    if not (workdir / _FOLDER).is_dir():
-        return 0
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        return checkpoints.latest_step()
 
 
 def saved_digest(workdir: Path) -> str:
@@ -207,41 +223,10 @@ def saved_digest(workdir: Path) -> str:
         return digest(checkpoints.arrays(checkpoints.latest_step()))
 
 
-def check_same_config(
-    workdir: Path, stored: dict[str, Any], current: dict[str, Any], free_keys: Iterable[str]
-) -> None:
-    """Refuses to go on with a run under another config.
-
-    Args:
-        workdir: for the message.
-        stored, current: nested dicts; tuples and lists are the same.
-        free_keys: dotted keys that may differ.
-
-    Raises:
-        WorkdirError: naming the first differences.
-    """
-    old, new = _flat(stored), _flat(current)
-    missing = "(absent)"
-    differences = [
-        f"{key} was {old.get(key, missing)!r} and is {new.get(key, missing)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if key not in set(free_keys) and old.get(key, missing) != new.get(key, missing)
-    ]
-    if not differences:
-        return
-    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-    schedule = any("total_" in line for line in differences)
-    hint = " (the length shapes the learning rate: a run cannot be extended)" if schedule else ""
-    raise WorkdirError(
-        f"{workdir} holds a run of another config: {'; '.join(differences[:3])}{more}{hint}. "
-        "Give the config of that run, or another --workdir"
-    )
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: list(tree) if isinstance(tree, tuple) else tree}
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
-    return flat
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr)

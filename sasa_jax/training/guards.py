@@ -6,9 +6,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
+
+import jax
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -61,14 +63,19 @@ class _Abandoned(BaseException):
 class StopGuard:
     """Notes SIGINT and SIGTERM instead of dying of them; a second one ends the process at once.
 
-    Only the main thread can hold it; in another thread it does nothing and the signals keep their
-    usual effect.
+    A signal to any process stops all of them, at the same step. Only the main thread can hold the
+    guard; in another thread it does nothing and the signals keep their usual effect.
+
+    Args:
+        agree: from the number of the signal noted here, or 0, to that of any process; all
+            processes call it equally often. By default there is one process.
     """
 
-    def __init__(self) -> None:
-        self.signum: int | None = None
+    def __init__(self, agree: Callable[[int], int] = lambda signum: signum):
+        self._agree = agree
+        self._noted = self._agreed = 0
         self._droppable = False
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopGuard":
         if threading.current_thread() is threading.main_thread():
@@ -84,23 +91,33 @@ class StopGuard:
         self._previous = {}
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
+        self._noted = signum
         self._restore()
         # print() may be what was interrupted, and is not reentrant.
         os.write(2, b"\nstopping: finishing the step and saving (again to stop at once)\n")
         if self._droppable:
             raise _Abandoned
 
+    def stop(self) -> int:
+        """The signal for which all processes stop now, 0 for none; called by all of them."""
+        self._agreed = self._agreed or self._agree(self._noted)
+        return self._agreed
+
     @contextlib.contextmanager
     def droppable(self) -> Iterator[None]:
-        """Work that a signal may break off in the middle; `signum` then says that it did."""
-        self._droppable = True
+        """Work that a signal may break off: alone, anywhere; with others, where it asks `drop`."""
+        self._droppable = jax.process_count() == 1
         try:
             yield
         except _Abandoned:
             pass
         finally:
             self._droppable = False
+
+    def drop(self) -> None:
+        """Within droppable work, and called by all processes: leaves it if they are to stop."""
+        if self.stop():
+            raise _Abandoned
 
 
 class Watchdog:

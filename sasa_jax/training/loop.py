@@ -8,14 +8,15 @@ from typing import Any
 
 import jax
 
-from sasa_jax.training.checkpoints import Checkpoints, check_same_config, open_saved
-from sasa_jax.training.distributed import data_mesh, put_batch
+from sasa_jax.training.checkpoints import Checkpoints, open_saved
+from sasa_jax.training.distributed import Agreement, data_mesh, put_batch
 from sasa_jax.training.guards import Interrupted, StopGuard, Watchdog, check_finite
 from sasa_jax.training.meter import Meter
 from sasa_jax.training.plan import Plan
 from sasa_jax.training.scoring import Scorer, eval_record
 from sasa_jax.training.state import TrainState, make_program
 from sasa_jax.training.task import Results, Task
+from sasa_jax.training.workdir import check_same_config, check_space
 from sasa_jax.training.writers import Record, Writers, format_record, write_json
 
 
@@ -37,13 +38,14 @@ def train(
         The last state, and its evaluation: of the variables "average" and "raw".
 
     Raises:
-        WorkdirError: `workdir` holds a run of another config.
+        WorkdirError: `workdir` holds a run of another config, or too little disk is free.
+        SaveError: a checkpoint could not be written.
         Interrupted: SIGINT or SIGTERM came; the state is saved.
         NotFiniteError: `max_skipped_steps` in a row gave no finite loss and gradient.
     """
     mesh = data_mesh()
     main_process = jax.process_index() == 0
-    stored_config = config | {"plan": dataclasses.asdict(plan)}
+    stored_config = _stored_config(task, config, plan)
 
     def due(step: int, every: int) -> bool:
         return step == plan.total_steps or (every > 0 and step > 0 and step % every == 0)
@@ -54,6 +56,7 @@ def train(
 
         # ---- Abstract: shapes and shardings. No array exists yet. ----
         program = make_program(task, config, plan, mesh)
+        check_space(workdir, program.state, config["keep_checkpoints"])
 
         # ---- Where does the run stand? Another config is refused before anything is compiled. ----
         def check_config(stored: dict[str, Any]) -> None:
@@ -98,25 +101,27 @@ def train(
             total_steps=plan.total_steps,
         )
 
-        def put(batch: dict[str, Any]) -> dict[str, jax.Array]:
+        # ---- The loop. From here on a signal lets the step end, and a hang ends the process. ----
+        guard = stack.enter_context(StopGuard(Agreement(mesh)))
+        watchdog = stack.enter_context(Watchdog(config["hang_seconds"]))
+
+        def put_evaluated(batch: dict[str, Any]) -> dict[str, jax.Array]:
             watchdog.progress()
+            guard.drop()
             return put_batch(batch, mesh)
 
-        scorer = Scorer(task, put, writers)
-
-        # ---- The loop. From here on a signal lets the step end, and a hang ends the process. ----
-        guard = stack.enter_context(StopGuard())
-        watchdog = stack.enter_context(Watchdog(config["hang_seconds"]))
+        scorer = Scorer(task, put_evaluated, writers)
         step = start
         scalars: dict[str, jax.Array] = {}
         if evaluate_again:
             with guard.droppable():
                 scorer.begin(step, state)
-        while step < plan.total_steps and guard.signum is None:
+        while step < plan.total_steps and not guard.stop():
+            watchdog.progress()
             # Fetched, and sent to the devices, while they are busy with the step before.
             with meter.waiting():
                 fetched = next(batches)
-                batch = put({name: fetched[name] for name in program.batch})
+                batch = put_batch({name: fetched[name] for name in program.batch}, mesh)
             previous = scalars
             state, scalars = train_step(state, batch)
             step += 1
@@ -143,24 +148,23 @@ def train(
                     scorer.settle()
                 if save_now:
                     checkpoints.save(step, state, batches.get_state(), stored_config)
-                if score_now and guard.signum is None:
+                if score_now and not guard.stop():
                     with guard.droppable():
                         scorer.begin(step, state)
 
         # ---- The end, or a signal. ----
         check_finite(scalars, step, config["max_skipped_steps"], checkpoints.latest_step())
-        if guard.signum is None:
+        if not guard.stop():
             with guard.droppable():
                 scorer.wait()
-        finished = guard.signum is None
-        if not finished:
+        if signum := guard.stop():
             if record := meter.read():
                 writers.write(record)
             checkpoints.save(step, state, batches.get_state(), stored_config)
         checkpoints.wait()
         results = scorer.settle()
-        if not finished:
-            raise Interrupted(guard.signum, step)
+        if signum:
+            raise Interrupted(signum, step)
         return state, results
 
 
@@ -172,7 +176,7 @@ def evaluate(task: Task, config: dict[str, Any], plan: Plan, workdir: Path) -> R
     """
     mesh = data_mesh()
     with jax.set_mesh(mesh), open_saved(workdir) as checkpoints:
-        stored_config = config | {"plan": dataclasses.asdict(plan)}
+        stored_config = _stored_config(task, config, plan)
         step, state, _ = checkpoints.restore_newest(
             make_program(task, config, plan, mesh).state,
             lambda stored: check_same_config(workdir, stored, stored_config, task.free_keys),
@@ -183,3 +187,8 @@ def evaluate(task: Task, config: dict[str, Any], plan: Plan, workdir: Path) -> R
         for name, content in evaluation.files.items():
             write_json(workdir / name, content)
     return evaluation.metrics
+
+
+def _stored_config(task: Task, config: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """What a checkpoint says of the run: enough to use the network where the data is not."""
+    return config | {"plan": dataclasses.asdict(plan), "class_names": list(task.class_names)}

@@ -56,10 +56,12 @@ class Task(Protocol):
 
     Attributes:
         train_size: training examples in one epoch.
+        class_names: of the network's logits, stored with every checkpoint.
         free_keys: config keys such as "data.dir" that may differ when a run is taken up again.
     """
 
     train_size: int
+    class_names: tuple[str, ...]
     free_keys: tuple[str, ...]
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,5 +1,6 @@
 """Where a run's numbers and pictures go: standard output, metrics.jsonl, PNGs, TensorBoard."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -48,8 +49,11 @@ class Writers:
     def __enter__(self) -> "Writers":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._active:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if not self._active:
+            return
+        # What ended the run is to be told, and not that a full disk takes no last line either.
+        with contextlib.suppress(*([OSError] if error else [])):
             self._jsonl.close()
             self._tensorboard.close()
 

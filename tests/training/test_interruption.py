@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from sasa_jax.training import Checkpoints, Interrupted, digest, saved_digest, saved_step
+from tests.training.soak import Soak
 from tests.training.test_loop import stop_at_evaluation
 from tests.training.toy import run
 
@@ -69,6 +70,15 @@ def test_killed_or_stopped_it_ends_in_the_same_bits(tmp_path):
     assert last.returncode == 0, errors
     undisturbed = run(tmp_path / "undisturbed", total_steps=STEPS)
     assert out.splitlines()[-1] == digest(undisturbed) == saved_digest(tmp_path)
+
+
+def test_five_kills_at_random_moments(tmp_path):
+    """`make soak` does a hundred, of detection too."""
+    soak = Soak(tmp_path)
+    soak.undisturbed("digits")
+    results = list(soak.rounds(kills=5, workers=2))
+    assert sum(result["killed"] for result in results) >= 5
+    assert all(result["same"] for result in results), results
 
 
 def test_a_run_that_hangs_says_where_and_ends(tmp_path):

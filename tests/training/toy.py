@@ -82,6 +82,7 @@ class ToyTask:
     """Fulfils sasa_jax.training.Task."""
 
     train_size = TRAIN_SIZE
+    class_names = ("a", "b", "c")
     free_keys = ("log_every", "data.dir")
 
     def __init__(

@@ -1,0 +1,50 @@
+"""One of several processes that train together: a script for test_processes.py.
+
+    python -m tests.training.process WORKDIR DATA_DIR INDEX/COUNT PORT DEVICES [KEY=JSON ...]
+
+Trains configs/digits.py, shrunk, as main.py does, with DEVICES CPU devices; KEY=JSON overrides the
+config. Writes the ids of the examples that this process was given to WORKDIR/ids.INDEX.json, a
+list for each step, and takes a tenth of a second for each, so that a test can step in.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+import main
+from sasa_jax import training
+from sasa_jax.data import TrainLoader
+from tests.training.small_digits import small_digits
+
+
+def record_ids(path: Path) -> None:
+    """Makes the training loader write down what it hands out, slowly."""
+    fetch, ids = TrainLoader.__next__, []
+
+    def fetch_and_record(self):
+        time.sleep(0.1)
+        batch = fetch(self)
+        ids.append(batch["index"].tolist())
+        path.write_text(json.dumps(ids))
+        return batch
+
+    TrainLoader.__next__ = fetch_and_record
+
+
+if __name__ == "__main__":
+    workdir, data_dir, process, port, devices, *overrides = sys.argv[1:]
+    jax.config.update("jax_num_cpu_devices", int(devices))
+    index = int(process.split("/")[0])
+    if process != "0/1":
+        training.connect(f"localhost:{port}", process, seconds=60, dead_after=10)
+    options = dict(override.split("=", 1) for override in overrides)
+    config = small_digits(
+        Path(data_dir), **{key: json.loads(value) for key, value in options.items()}
+    )
+    Path(workdir).mkdir(exist_ok=True)
+    record_ids(Path(workdir) / f"ids.{index}.json")
+    with training.failing_alone():
+        main.run(config, Path(workdir), "train")
