@@ -1,8 +1,9 @@
-"""Checkpoints: the state, where the data iterator stood, and the config, in one atomic step.
+"""Checkpoints: state, its checksums, where the data iterator stood, config, in one atomic step.
 
 A thin layer over orbax. A step's folder appears under its final name only when it is complete, so
 a run killed at any time finds the newest whole one. One that is damaged all the same (a file cut
-short or lost) is named and put aside, and the newest whole one is taken. The state is always
+short or lost, a bit that flipped: orbax does not look at the arrays' bytes, we do) is named and put
+aside, and the newest whole one is taken. The state is always
 restored into an abstract tree with the current shardings: that keeps the types, and lets the number
 of devices change.
 """
@@ -19,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from sasa_jax.training.digest import digest
+from sasa_jax.training.digest import checksums, digest
 from sasa_jax.training.state import TrainState
 from sasa_jax.training.workdir import CHECKPOINTS, WorkdirError, check_saved, saved_step
 
@@ -63,6 +64,7 @@ class Checkpoints:
             options=options,
             item_handlers={
                 "state": ocp.PyTreeCheckpointHandler(),
+                "checksums": ocp.JsonCheckpointHandler(),
                 "data": ocp.JsonCheckpointHandler(),
                 "config": ocp.JsonCheckpointHandler(),
             },
@@ -101,6 +103,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(state),
+                    checksums=ocp.args.JsonSave(checksums(state)),
                     data=ocp.args.JsonSave(data),
                     config=ocp.args.JsonSave(config),
                 ),
@@ -192,6 +195,7 @@ class Checkpoints:
                 data=ocp.args.JsonRestore(),
             ),
         )
+        self._check(step, restored["state"])
         return restored["state"], restored["data"]
 
     def config(self, step: int) -> dict[str, Any]:
@@ -200,11 +204,26 @@ class Checkpoints:
         return self._manager.restore(step, args=args)["config"]
 
     def arrays(self, step: int) -> Any:
-        """The state's arrays as NumPy's in nested dicts and lists: needs no network to build."""
+        """The state's arrays as NumPy's in nested dicts and lists: needs no network to build.
+
+        Raises ValueError, or an error of orbax's, if they are damaged.
+        """
         tree = self._manager.item_metadata(step)["state"].tree
         numpy_leaf = ocp.RestoreArgs(restore_type=np.ndarray)
         args = ocp.args.PyTreeRestore(restore_args=jax.tree.map(lambda _: numpy_leaf, tree))
-        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+        state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+        self._check(step, state)
+        return state
+
+    def _check(self, step: int, state: Any) -> None:
+        args = ocp.args.Composite(checksums=ocp.args.JsonRestore())
+        saved, found = self._manager.restore(step, args=args)["checksums"], checksums(state)
+        wrong = [path for path in saved if found.get(path) != saved[path]]
+        if wrong or len(saved) != len(found):
+            raise ValueError(
+                f"{len(wrong)} of {len(saved)} arrays are not those that were saved: "
+                f"{', '.join(wrong[:3])}"
+            )
 
 
 def open_saved(workdir: Path) -> Checkpoints:

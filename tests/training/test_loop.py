@@ -73,7 +73,9 @@ def test_a_checkpoint_is_state_data_and_config_and_the_newest_are_kept(whole):
     workdir, state = whole
     folder = workdir / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["16", "20"]
-    assert {"state", "data", "config"} <= {path.name for path in (folder / "20").iterdir()}
+    assert {"state", "checksums", "data", "config"} <= {
+        path.name for path in (folder / "20").iterdir()
+    }
     with Checkpoints(workdir, read_only=True) as checkpoints:
         assert checkpoints.config(20)["learning_rate"] == 0.1
         assert checkpoints.config(20)["plan"]["total_steps"] == 20
@@ -109,6 +111,7 @@ def failed_reads():
         ("state/d/*", pathlib.Path.unlink),
         ("state/d/*", lambda path: path.write_bytes(bytes(path.stat().st_size))),
         ("data/metadata", cut_short),
+        ("checksums/metadata", cut_short),
         ("config/metadata", pathlib.Path.unlink),
     ],
 )
@@ -125,6 +128,27 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     assert "checkpoint of step 20 is damaged" in said
     assert "going on from step 16" in said and "up to step 20 is lost" in said
     assert (workdir / "damaged_checkpoints" / "20").is_dir()
+
+
+class LargeTask(ToyTask):
+    """With an array that orbax stores in a file of its own, whose bytes it does not check."""
+
+    def init(self, key):
+        variables = super().init(key)
+        variables["params"]["large"] = jax.random.normal(key, (256, 256))
+        return variables
+
+
+def test_one_bit_that_flipped_is_found(tmp_path, capsys):
+    state = run(tmp_path, LargeTask())
+    path = max((tmp_path / "checkpoints" / "20").rglob("d/*"), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"1 of \d+ arrays are not those that were saved: .*large"):
+        saved_digest(tmp_path)
+    assert digest(run(tmp_path, LargeTask())) == digest(state)
+    assert "checkpoint of step 20 is damaged: ValueError: 1 of" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -1,0 +1,106 @@
+"""What checkpoints cost: the demo's training with one every 100 steps, and without.
+
+    python benchmarks/checkpoints.py [--pairs=5]
+
+Trains configs/digits.py for 360 steps at a time, in turns with and without, and times the 300 steps
+from 50 to 350 of each, three checkpoints among them. A checkpoint is copied off the devices while
+the loop waits and written beside the training.
+
+Prints the seconds of each pair and the median of their ratios, and writes
+benchmarks/results/checkpoints_<device>.json.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import common
+from configs import digits
+from sasa_jax import training
+from sasa_jax.data import TrainLoader
+from sasa_jax.tasks import Classification, open_task
+
+STEPS, BEGIN, END, EVERY = 360, 50, 350, 100
+
+
+class Stopwatch:
+    """Training batches that note when the steps BEGIN and END are fetched."""
+
+    def __init__(self, batches: TrainLoader):
+        self._batches = batches
+        self._fetched = 0
+        self.times: dict[int, float] = {}
+
+    def __next__(self):
+        self.times[self._fetched] = time.perf_counter()
+        self._fetched += 1
+        return next(self._batches)
+
+    def __getattr__(self, name: str):
+        return getattr(self._batches, name)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=5)
+    arguments = parser.parse_args(argv)
+    common.keep_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        task = open_task(config(folder, 0))
+        train(task, config(folder, 0), Path(folder) / "warm")
+        pairs = []
+        for number in range(arguments.pairs):
+            pair = {
+                name: train(task, config(folder, every), Path(folder) / f"{name}{number}")
+                for name, every in (("without", 0), ("with", EVERY))
+            }
+            pairs.append(pair)
+            print(f"without {pair['without']:.2f} s, with {pair['with']:.2f} s", flush=True)
+        size = sum(f.stat().st_size for f in (Path(folder) / "with0").rglob("*") if f.is_file())
+    ratio = statistics.median(pair["with"] / pair["without"] for pair in pairs)
+    print(
+        f"a checkpoint every {EVERY} steps: {ratio:.3f} times the time without, median of "
+        f"{len(pairs)} pairs; the run's folder {size / 2**20:.1f} MiB"
+    )
+    record = {"pairs": pairs, "median_ratio": ratio, "every": EVERY, "steps": END - BEGIN}
+    path = common.write(f"checkpoints_{jax.devices()[0].device_kind}", common.setting() | record)
+    common.note(f"written to {path}")
+
+
+def config(folder: str, checkpoint_every: int) -> dict:
+    made = digits.get_config()
+    made.data.dir = f"{folder}/data"
+    made.total_steps = STEPS
+    made.eval_every = 0
+    made.log_every = STEPS
+    made.checkpoint_every = checkpoint_every
+    return made.to_dict()
+
+
+def train(task: Classification, config: dict, workdir: Path) -> float:
+    """Seconds from step BEGIN to step END of a whole run."""
+    watch = None
+    open_batches = task.train_batches
+
+    def watched() -> Stopwatch:
+        nonlocal watch
+        watch = Stopwatch(open_batches())
+        return watch
+
+    task.train_batches = watched
+    try:
+        training.train(task, config, training.make_plan(config, task.train_size), workdir)
+    finally:
+        task.train_batches = open_batches
+    return watch.times[END] - watch.times[BEGIN]
+
+
+if __name__ == "__main__":
+    main()
