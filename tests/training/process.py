@@ -1,10 +1,11 @@
 """One of several processes that train together: a script for test_processes.py.
 
-    python -m tests.training.process WORKDIR DATA_DIR INDEX/COUNT PORT DEVICES [KEY=JSON ...]
+    python -m tests.training.process CONFIG WORKDIR DATA_DIR INDEX/COUNT PORT DEVICES [KEY=JSON ...]
 
-Trains configs/digits.py, shrunk, as main.py does, with DEVICES CPU devices; KEY=JSON overrides the
-config. Writes the ids of the examples that this process was given to WORKDIR/ids.INDEX.json, a
-list for each step, and takes a tenth of a second for each, so that a test can step in.
+Trains configs/CONFIG.py, digits or digit_scenes, shrunk, as main.py does, with DEVICES CPU devices;
+KEY=JSON overrides the config. Writes the ids of the examples that this process was given to
+WORKDIR/ids.INDEX.json, a list for each step, and takes a tenth of a second for each, so that a test
+can step in.
 """
 
 import json
@@ -18,6 +19,9 @@ import main
 from sasa_jax import training
 from sasa_jax.data import TrainLoader
 from tests.training.small_digits import small_digits
+from tests.training.small_scenes import small_scenes
+
+CONFIGS = {"digits": small_digits, "digit_scenes": small_scenes}
 
 
 def record_ids(path: Path) -> None:
@@ -35,15 +39,14 @@ def record_ids(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    workdir, data_dir, process, port, devices, *overrides = sys.argv[1:]
+    name, workdir, data_dir, process, port, devices, *overrides = sys.argv[1:]
     jax.config.update("jax_num_cpu_devices", int(devices))
     index = int(process.split("/")[0])
     if process != "0/1":
         training.connect(f"localhost:{port}", process, seconds=60, dead_after=10)
     options = dict(override.split("=", 1) for override in overrides)
-    config = small_digits(
-        Path(data_dir), **{key: json.loads(value) for key, value in options.items()}
-    )
+    options = {key: json.loads(value) for key, value in options.items()}
+    config = CONFIGS[name](Path(data_dir), **options)
     Path(workdir).mkdir(exist_ok=True)
     record_ids(Path(workdir) / f"ids.{index}.json")
     with training.failing_alone():

@@ -43,7 +43,7 @@ def score(task, **variables):
 
 
 def all_images(task):
-    examples = [task._eval_transform(e, None) for e in task.data.evaluation]
+    examples = [task.eval_transform(e, None) for e in task.data.evaluation]
     images = np.stack([e["image"] for e in examples])
     return images, np.array([e["label"] for e in examples])
 
@@ -77,7 +77,7 @@ def test_loss_is_cross_entropy_with_smoothed_labels(task, variables):
 def test_evaluation_scores_every_image_once(task, variables):
     """150 images in batches of 60 on 4 devices, against all of them at once."""
     images, labels = all_images(task)
-    logits = np.asarray(jax.jit(task._predict)(variables, images), np.float64)
+    logits = np.asarray(jax.jit(task.predict)(variables, images), np.float64)
     correct = int((logits.argmax(axis=1) == labels).sum())
     top5 = (np.argsort(-logits, axis=1)[:, :5] == labels[:, None]).any(axis=1).mean()
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import main
+import sasa_jax
 from configs import retinanet
 from sasa_jax import training
 from sasa_jax.data import Category, DatasetError, TrainLoader
@@ -63,6 +64,11 @@ def test_a_run_learns_and_leaves_numbers_files_and_pictures(whole):
         assert f"average/{name}" in scored[0] and f"raw/{name}" in scored[0]
     assert scored[0]["average/images"] == 30
     assert (whole / "detections.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_is_loaded_without_its_data(whole):
+    model = sasa_jax.load(whole)
+    assert model.step == 8 and model.class_names == tuple("0123456789")
 
 
 def test_the_files_scored_by_the_command_give_the_logged_numbers(whole, capsys):

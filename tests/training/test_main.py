@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import main
+import sasa_jax
 from configs import sa_resnet50
 from sasa_jax import training
 from sasa_jax.data import TrainLoader
@@ -47,6 +48,11 @@ def test_training_learns_and_draws_attention(whole):
     assert [r["step"] for r in evaluations] == [12, 24]
     assert all(r["average/images"] == r["raw/images"] == 150 for r in evaluations)
     assert (whole / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_is_loaded_without_its_data(whole):
+    model = sasa_jax.load(whole)
+    assert model.step == 24 and model.class_names == tuple("0123456789")
 
 
 def test_eval_repeats_the_last_line_of_training(data_dir, whole, capsys):

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from sasa_jax.data import open_split
+from sasa_jax.data import open_detection_split, open_split
 from sasa_jax.training import Checkpoints, connect, saved_digest, saved_step
 from sasa_jax.training.distributed import check_connected
 
@@ -35,13 +36,13 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def start(workdir: Path, data_dir: Path, count: int, **overrides: object):
+def start(workdir: Path, data_dir: Path, count: int, config: str = "digits", **overrides: object):
     """`count` processes that share four devices."""
     port, (devices, left) = free_port(), divmod(4, count)
     assert not left
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.process", str(workdir), str(data_dir)]
+            [sys.executable, "-m", "tests.training.process", config, str(workdir), str(data_dir)]
             + [f"{index}/{count}", str(port), str(devices)]
             + [f"{key}={json.dumps(value)}" for key, value in (OPTIONS | overrides).items()],
             cwd=ROOT,
@@ -69,7 +70,7 @@ def finish(processes: list[subprocess.Popen], timeout: float = 180) -> list[tupl
     return [(p.returncode, *text) for p, text in zip(processes, texts, strict=True)]
 
 
-def succeed(workdir: Path, data_dir: Path, count: int, **overrides: object) -> list[str]:
+def succeed(workdir: Path, data_dir: Path, count: int, **overrides: Any) -> list[str]:
     """Their standard output, but for gloo's."""
     done = finish(start(workdir, data_dir, count, **overrides))
     assert [code for code, *_ in done] == [0] * count, done
@@ -127,15 +128,13 @@ def assert_same_run(workdir: Path, wanted: Path) -> None:
     assert last["average/loss"] == pytest.approx(wanted_last["average/loss"], rel=1e-5)
 
 
-def assert_shared(workdir: Path, count: int, wanted: np.ndarray) -> None:
+def assert_shared(
+    workdir: Path, count: int, wanted: np.ndarray, *, steps: int = STEPS, batch: int = 16
+) -> None:
     """Laid end to end, the processes' shards are the batches of one process."""
     shards = [ids(workdir, index) for index in range(count)]
-    assert {shard.shape[1] for shard in shards} == {16 // count}
-    steps = min(len(shard) for shard in shards)  # what was read ahead does not count
-    assert steps >= STEPS
-    np.testing.assert_array_equal(
-        np.concatenate([shard[:STEPS] for shard in shards], axis=1), wanted[:STEPS]
-    )
+    assert {shard.shape for shard in shards} == {(steps, batch // count)}
+    np.testing.assert_array_equal(np.concatenate(shards, axis=1), wanted)
 
 
 def test_two_processes_train_as_one(alone, pair):
@@ -184,6 +183,21 @@ def test_four_processes_train_as_one(alone, data_dir, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_detect_as_one(tmp_path_factory):
+    """Also the evaluation, whose boxes are gathered from all devices."""
+    folders = {count: tmp_path_factory.mktemp(f"detect{count}") for count in (1, 2)}
+    data_dir = tmp_path_factory.mktemp("data")
+    open_detection_split("digit_scenes", "train", data_dir)
+    for count, folder in folders.items():
+        succeed(folder, data_dir, count, config="digit_scenes", total_steps=4, eval_every=4)
+    assert_shared(folders[2], 2, ids(folders[1], 0), steps=4, batch=8)
+    last, wanted = (records(folders[count])[-1] for count in (2, 1))
+    assert last["average/images"] == 30
+    for name in ("average/AP", "average/AR100", "raw/AP50"):
+        assert last[name] == pytest.approx(wanted[name], abs=1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("counts", [(4, 1), (1, 2), (2, 4)])
 def test_another_number_of_processes_goes_on(alone, data_dir, tmp_path, counts):
     before, after = counts
@@ -195,8 +209,8 @@ def test_another_number_of_processes_goes_on(alone, data_dir, tmp_path, counts):
     taken_up = saved_step(tmp_path)
     assert taken_up < STEPS
     succeed(tmp_path, data_dir, after)
-    rest = np.concatenate([ids(tmp_path, index)[: STEPS - taken_up] for index in range(after)], 1)
-    np.testing.assert_array_equal(rest, ids(alone, 0)[taken_up:STEPS])
+    rest = np.concatenate([ids(tmp_path, index) for index in range(after)], axis=1)
+    np.testing.assert_array_equal(rest, ids(alone, 0)[taken_up:])
     assert_same_run(tmp_path, alone)
 
 
@@ -209,7 +223,7 @@ def test_one_that_fails_alone_ends_at_once_and_the_others_follow(data_dir, tmp_p
     processes[1].communicate()
     port = processes[0].args[-2]
     command = [*processes[1].args]
-    command[4], command[6] = str(tmp_path / "other"), port
+    command[4], command[7] = str(tmp_path / "other"), port
     command += ['data__name="digit"']
     processes[1] = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
