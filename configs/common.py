@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from sasa_jax.data.box_transforms import DetectionTrain
+from sasa_jax.data.corrupt import MAX_CORRUPT_SHARE
 from sasa_jax.data.image_transforms import KINDS
 from sasa_jax.detection import Anchors, detect, detection_loss
 from sasa_jax.models import list_models, model_options, retinanet_options
@@ -67,6 +68,9 @@ def _base_config(task: str) -> ConfigDict:
     config.data.eval_split = "validation"
     config.data.image_size = 224
     config.data.threads = 16  # that read and decode images
+    # Corrupt images are named and left out; with more of a split than this share the run stops. A
+    # handful always passes, but with 0 none.
+    config.data.max_corrupt_share = MAX_CORRUPT_SHARE
     # The sizes to assume in a dry run where the data is not at hand.
     config.data.train_size = placeholder(int)
     config.data.eval_size = placeholder(int)
@@ -88,7 +92,8 @@ def detection_config() -> ConfigDict:
     """All keys of a config for detection; `model` is the backbone."""
     config = _base_config("detection")
     config.detector = detector()
-    config.backbone_from = placeholder(str)  # workdir of a classification run of `model`
+    # Workdir of a classification run of `model`; or weights of others, see `load_backbone`.
+    config.backbone_from = placeholder(str)
 
     # 0: a logit for each class of the data. A number: one for each category id from 1 to it, as the
     # paper's 90 for COCO, of which 80 are used.

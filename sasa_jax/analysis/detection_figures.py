@@ -48,7 +48,9 @@ def detections_figure(
     columns = min(columns, len(shown))
     rows = math.ceil(len(shown) / columns)
     figure = Figure(figsize=(columns * _CELL, rows * _CELL + 0.5), layout="constrained")
-    legend = f"dashed: true, colour: found, with scores from {threshold:g}"
+    legend = f"found, with scores from {threshold:g}"
+    if any(len(item.true_boxes) for item in shown):
+        legend = f"dashed: true, colour: {legend}"
     figure.suptitle(f"{title}; {legend}" if title else legend, fontsize=9)
     names = sorted({name for item in shown for name in (*item.names, *item.true_names)})
     colour_of = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(names)}

@@ -2,6 +2,7 @@
 
 from sasa_jax.data.box_transforms import DetectionEval, DetectionTrain
 from sasa_jax.data.catalog import DatasetError
+from sasa_jax.data.corrupt import CorruptDataError, CorruptRecord
 from sasa_jax.data.detection_sources import open_detection_split
 from sasa_jax.data.detection_split import Category, DetectionSplit
 from sasa_jax.data.image_transforms import MEAN_RGB, STD_RGB, make_transform
@@ -12,6 +13,8 @@ __all__ = [
     "MEAN_RGB",
     "STD_RGB",
     "Category",
+    "CorruptDataError",
+    "CorruptRecord",
     "DatasetError",
     "DetectionEval",
     "DetectionSplit",

@@ -66,15 +66,6 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
-def _decoded(example: Example) -> np.ndarray:
-    try:
-        return decode(example["image"])
-    except ValueError as error:
-        raise ValueError(
-            f"image {example['image_id']} ({example['file_name']}) cannot be used: {error}"
-        ) from error
-
-
 def _check_image_size(image_size: int) -> None:
     if image_size < 1:
         raise ValueError(f"image_size is {image_size}; expected at least 1 pixel.")
@@ -97,7 +88,7 @@ class DetectionTrain:
       min_box: least side of what is left, pixels.
 
     Raises:
-      ValueError: a value out of range; when called, an image that cannot be decoded.
+      ValueError: a value out of range; when called, as `image_transforms.decode`.
     """
 
     image_size: int
@@ -122,7 +113,7 @@ class DetectionTrain:
             raise ValueError(f"min_box is {self.min_box}; expected pixels, 0 or more.")
 
     def __call__(self, example: Example, rng: np.random.Generator | None) -> Example:
-        image = _decoded(example)
+        image = decode(example["image"])
         height, width = image.shape[:2]
         boxes, classes = (example[key][~example["crowd"]] for key in ("boxes", "classes"))
 
@@ -174,7 +165,7 @@ class DetectionEval:
       image_size: S, pixels.
 
     Raises:
-      ValueError: a value out of range; when called, an image that cannot be decoded.
+      ValueError: a value out of range; when called, as `image_transforms.decode`.
     """
 
     image_size: int
@@ -183,7 +174,7 @@ class DetectionEval:
         _check_image_size(self.image_size)
 
     def __call__(self, example: Example, rng: np.random.Generator | None) -> Example:
-        image = _decoded(example)
+        image = decode(example["image"])
         sides = np.array(image.shape[:2])
         image, factor = rescale(image, self.image_size / sides.max())
         # Up, but not for a product such as 480.00000000000006.

@@ -14,8 +14,9 @@ Other keys are ignored. Everything but the images' content is checked when the f
 Bad input that raises a DatasetError, because something is broken that nobody can guess: a missing
 file, one that is not JSON or lacks a key, no image or no usable box at all, an id that is given to
 two images or two categories, an annotation of an unknown image or category, a bbox or an area that
-is not made of finite numbers, an image file that is missing. When it is read: an image file that is
-no image or of another size than stated (as it happens where a program obeyed EXIF's rotation).
+is not made of finite numbers, an image file that is missing. An image file that is no image, or of
+another size than stated (as it happens where a program obeyed EXIF's rotation), is found when it is
+read: that example is a CorruptRecord.
 
 Bad boxes that are put right and counted in `skipped`, because public data sets have a few: without
 area, or all outside their image (left out); partly outside by more than a pixel (cut at the border;
@@ -23,7 +24,6 @@ rounding, up to a pixel, is cut without being counted). They are absent, or cut,
 too, as no detection could meet them. Images without boxes are normal.
 """
 
-import io
 import json
 import os
 from collections import Counter
@@ -32,11 +32,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from sasa_jax.checks import nearest
 from sasa_jax.data.catalog import COCO_FOLDER, DatasetError
-from sasa_jax.data.detection_split import Category, DetectionSplit
+from sasa_jax.data.corrupt import CorruptRecord
+from sasa_jax.data.detection_split import Category, DetectionSplit, stored_size
 
 FILE = "instances.json"
 
@@ -94,17 +94,14 @@ class CocoFolder(DetectionSplit):
 
     def _example(self, index: int) -> dict[str, Any]:
         example = self._annotations(index)
-        content = self._paths[index].read_bytes()
-        try:
-            with Image.open(io.BytesIO(content)) as header:
-                width, height = header.size
-        except UnidentifiedImageError as error:
-            raise DatasetError(f"{self._paths[index]} is no image.") from error
+        file, content = example["file_name"], self._paths[index].read_bytes()
+        height, width = stored_size(content, file)
         if (height, width) != (example["height"], example["width"]):
-            raise DatasetError(
-                f"{self._paths[index]} is {height} x {width} pixels (height x width), and "
-                f"{self._file} says {example['height']} x {example['width']}. Boxes would not fit; "
-                "if the file is rotated by its EXIF tag, store it rotated."
+            raise CorruptRecord(
+                f"it is {height} x {width} pixels (height x width), and {FILE} says "
+                f"{example['height']} x {example['width']}: boxes would not fit. If it is rotated "
+                "by its EXIF tag, store it rotated",
+                file,
             )
         return {"image": content, **example}
 

@@ -9,24 +9,26 @@ TFDS stores boxes relative to the image, whose size is read from the file's head
 whole pixels. Its labels are numbered without gaps; for coco the official category ids are restored.
 
 Bad input: TFDS itself refuses boxes outside the image and unknown labels when a data set is
-prepared. Boxes without area (COCO's training set has two) are left out when their image is read,
-and counted in `skipped`, which therefore tells of the images that this process has read. A split
-whose first images hold no box, such as coco's test, is refused.
+prepared. Where it holds one all the same (outside by more than a pixel, which rounding is not), or
+an image that is none, the example is a CorruptRecord. Boxes without area (COCO's training set has
+two) are left out when their image is read, and counted in `skipped`, which therefore tells of the
+images that this process has read. A split whose first images hold no box, such as coco's test, is
+refused.
 """
 
-import io
 import os
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
 from sasa_jax.data.builders import full_name, open_builder
 from sasa_jax.data.catalog import COCO_FOLDER, DatasetError
 from sasa_jax.data.coco_folder import CocoFolder
-from sasa_jax.data.detection_split import Category, DetectionSplit
+from sasa_jax.data.corrupt import CorruptRecord
+from sasa_jax.data.detection_split import Category, DetectionSplit, stored_size
+from sasa_jax.data.records import Records
 
 # COCO numbers its 80 categories from 1 to 90, without these.
 COCO_UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -67,18 +69,17 @@ class TfdsDetectionSplit(DetectionSplit):
             _categories(builder.info.name, label),
             builder.data_dir,
         )
-        self._source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        self._records = Records(builder, split)
         # By image, so that reading one again does not count it again.
         self._without_area: dict[int, int] = {}
-        probed = range(min(_PROBED, len(self)))
-        if not any(len(self._example(i)["boxes"]) for i in probed):
+        if not self._probe():
             raise DatasetError(
-                f"{self.name} {split} has no box in its first {len(probed)} images: nothing to "
-                "train on or to score (coco's test split has no public annotations)."
+                f"{self.name} {split} has no box in its first {min(_PROBED, len(self))} images: "
+                "nothing to train on or to score (coco's test split has no public annotations)."
             )
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._records)
 
     @property
     def skipped(self) -> Counter[str]:
@@ -91,14 +92,12 @@ class TfdsDetectionSplit(DetectionSplit):
         return example
 
     def _example(self, index: int) -> dict[str, Any]:
-        stored = self._source[index]
-        objects = stored["objects"]
-        with Image.open(io.BytesIO(stored["image"])) as header:
-            width, height = header.size
+        stored = self._records[index]
+        objects, file_name = stored["objects"], stored["image/filename"].decode(errors="replace")
+        height, width = stored_size(stored["image"], file_name)
         boxes = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
         sides = np.array([height, width, height, width], np.float32)
-        # Rounding may lead out of the image by a ten thousandth.
-        boxes = np.minimum(boxes * sides, sides)
+        boxes = self._checked(boxes * sides, objects["label"], sides, file_name)
         kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         if not kept.all():
             self._without_area[index] = int((~kept).sum())
@@ -109,11 +108,35 @@ class TfdsDetectionSplit(DetectionSplit):
             "crowd": np.asarray(objects["is_crowd"], np.bool_)[kept],
             "area": np.asarray(objects["area"], np.float64)[kept],
             "image_id": int(stored["image/id"]),
-            "file_name": stored["image/filename"].decode(),
+            "file_name": file_name,
             "height": height,
             "width": width,
             "index": index,
         }
+
+    def _checked(
+        self, boxes: np.ndarray, labels: Any, sides: np.ndarray, file_name: str
+    ) -> np.ndarray:
+        """The boxes, cut where rounding led out of the image; it does so by a ten thousandth."""
+        wrong = ~((boxes >= -1) & (boxes <= sides + 1)).all(axis=1)
+        if wrong.any():
+            box = ", ".join(f"{side:g}" for side in boxes[wrong.argmax()])
+            reason = f"a box ({box}) is not within its {sides[0]:g} x {sides[1]:g} pixels"
+            raise CorruptRecord(reason, file_name)
+        if unknown := [label for label in labels if not 0 <= label < self.num_classes]:
+            reason = f"a label is {unknown[0]}; expected 0 to {self.num_classes - 1}"
+            raise CorruptRecord(reason, file_name)
+        return boxes.clip(0, sides)
+
+    def _probe(self) -> bool:
+        """If any of the first images has a box."""
+        for index in range(min(_PROBED, len(self))):
+            try:
+                if len(self._example(index)["boxes"]):
+                    return True
+            except CorruptRecord:
+                continue
+        return False
 
 
 def _categories(name: str, label: tfds.features.ClassLabel) -> tuple[Category, ...]:

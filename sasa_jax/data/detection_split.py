@@ -6,12 +6,16 @@ coco_folder for what each does with bad input).
 """
 
 import abc
+import io
 from collections import Counter
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from sasa_jax.data.catalog import DatasetError
+from sasa_jax.data.corrupt import CorruptRecord
 
 
 class Category(NamedTuple):
@@ -32,7 +36,8 @@ class DetectionSplit(abc.ABC):
       area: float64 [n], of the object's mask where the data has masks; in pixels.
       image_id, file_name, height, width: of the stored image.
       index: i.
-    IndexError outside 0 <= i < len(split). Safe to read from several threads, and can be pickled.
+    CorruptRecord where it cannot be used; IndexError outside 0 <= i < len(split). Safe to read from
+    several threads, and can be pickled.
 
     Attributes:
       name: the data set, e.g. "coco/2017:1.1.0".
@@ -84,17 +89,21 @@ class DetectionSplit(abc.ABC):
             f"{self.folder}{skipped}"
         )
 
-    def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
+    def ground_truth(self, without: Collection[int] = ()) -> dict[str, list[dict[str, Any]]]:
         """All annotations, crowd included, in COCO's instances format, e.g. for pycocotools.
 
         Image ids, file names, sizes, category ids and areas are the data's own. Annotations are
         numbered anew from 1: pycocotools counts a match with number 0 as none.
 
+        Args:
+          without: indices of images to leave out.
+
         Raises:
           DatasetError: no box at all, or two images with one id.
+          CorruptRecord: an image that cannot be used and is not left out.
         """
         images, annotations = [], []
-        for i in range(len(self)):
+        for i in (i for i in range(len(self)) if i not in without):
             example = self._annotations(i)
             images.append(
                 {"id": example["image_id"]}
@@ -126,3 +135,18 @@ class DetectionSplit(abc.ABC):
             )
         categories = [category._asdict() for category in self.categories]
         return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def stored_size(image: bytes, file_name: str) -> tuple[int, int]:
+    """Height and width as the file's header has them; an EXIF rotation is ignored.
+
+    Raises:
+      CorruptRecord: bytes that are no image.
+    """
+    try:
+        with Image.open(io.BytesIO(image)) as header:
+            width, height = header.size
+    # Nothing but the bytes is read: whatever Pillow says is about them.
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise CorruptRecord(f"{len(image)} bytes that are no image", file_name) from error
+    return height, width

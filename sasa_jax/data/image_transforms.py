@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from sasa_jax.checks import nearest
+from sasa_jax.data.corrupt import CorruptRecord
 
 # ImageNet's statistics per channel, as the field uses them, for pixels 0..255.
 MEAN_RGB = (123.675, 116.28, 103.53)
@@ -34,22 +35,42 @@ def decode(image: bytes | np.ndarray) -> np.ndarray:
     is ignored, as in TensorFlow's and torchvision's ImageNet pipelines.
 
     Raises:
-      ValueError: bytes that are no image, or an array of another shape or type.
+      CorruptRecord: bytes that are no image or not all of it. Wrong bytes within a JPEG pass: it
+        has no checksum.
+      ValueError: an array of another shape or type.
     """
     if isinstance(image, bytes):
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        decoded = cv2.imdecode(np.frombuffer(image, np.uint8), flags) if image else None
-        if decoded is None:
-            raise ValueError(
-                f"image is {len(image)} bytes that OpenCV cannot decode, starting {image[:8]!r}; "
-                "expected a JPEG or PNG file."
-            )
-        return decoded
+        return _decode_file(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         raise ValueError(
             f"image is {image.dtype} {list(image.shape)}; expected uint8 [h, w, 1 or 3]."
         )
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+
+
+def _decode_file(image: bytes) -> np.ndarray:
+    if _cut_short(image):
+        raise CorruptRecord(f"the JPEG is cut short: no end mark in its {len(image)} bytes")
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        decoded = cv2.imdecode(np.frombuffer(image, np.uint8), flags) if image else None
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise
+        raise CorruptRecord(f"OpenCV refuses its {len(image)} bytes: {error.err}") from error
+    if decoded is None:
+        raise CorruptRecord(
+            f"OpenCV cannot decode its {len(image)} bytes, starting {image[:8]!r}; expected a JPEG "
+            "or PNG file"
+        )
+    return decoded
+
+
+def _cut_short(image: bytes) -> bool:
+    """A JPEG that does not end after its last scan: OpenCV paints the rest of some of them grey."""
+    end, scan = b"\xff\xd9", b"\xff\xda"  # neither stands within compressed data
+    jpeg = image.startswith(b"\xff\xd8")
+    return jpeg and not image.endswith(end) and image.rfind(end) < image.rfind(scan)
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -5,76 +5,20 @@ of processes: position p is example `permutation(seed, epoch)[p mod n]` of epoch
 with a random generator that depends on (seed, p) alone. Global batch k is the positions
 [k B, (k + 1) B), of which process r of P reads the r-th of P equal parts, so laying the parts end
 to end gives the same global array for every P. Batches run across the ends of epochs: nothing is
-dropped. The only state is the next position.
+dropped, but for corrupt records (see streams and corrupt). The only state is the next position.
 """
 
-import functools
 import os
-import sys
 from collections.abc import Iterator
-from typing import Protocol
 
 import grain
 import numpy as np
 
-from sasa_jax.data.image_transforms import Example, Transform
+from sasa_jax.data.corrupt import MAX_CORRUPT_SHARE, CorruptRecord, CorruptRecords
+from sasa_jax.data.image_transforms import Transform
+from sasa_jax.data.streams import EvalStream, Examples, Shard, TrainStream
 
 Batch = dict[str, np.ndarray]
-
-
-class Examples(Protocol):
-    """What a loader reads: a random-access sequence of examples: `Split`, `DetectionSplit`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
-
-
-class _Shard:
-    """The stream as one process sees it: item j is the global position that is its j-th."""
-
-    def __init__(self, stream: Examples, start: int, global_batch: int, shard: slice):
-        self._stream = stream
-        self._start = start
-        self._global_batch = global_batch
-        self._first = shard.start
-        self._local_batch = shard.stop - shard.start
-
-    def __len__(self) -> int:
-        return len(self._stream) - self._start
-
-    def __getitem__(self, item: int) -> Example:
-        step, row = divmod(item, self._local_batch)
-        return self._stream[self._start + step * self._global_batch + self._first + row]
-
-
-class _Stream:
-    """The training stream: item p is a function of (seed, p).
-
-    Grain's own shuffle and random_map do the same at several times the cost, which for images as
-    small as the digits is more than everything else.
-    """
-
-    def __init__(self, split: Examples, transform: Transform, seed: int):
-        self._split = split
-        self._transform = transform
-        self._seed = seed
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, position: int) -> Example:
-        size = len(self._split)
-        epoch, item = divmod(position, size)
-        example = self._split[int(_order(self._seed, epoch, size)[item])]
-        return self._transform(example, np.random.default_rng((self._seed, 1, position)))
-
-
-# Threads that read ahead straddle two epochs; 10 MB each for ImageNet.
-@functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, size: int) -> np.ndarray:
-    """The permutation [size] of an epoch."""
-    return np.random.default_rng((seed, 0, epoch)).permutation(size)
 
 
 class TrainLoader:
@@ -89,18 +33,20 @@ class TrainLoader:
         shard: slice,
         threads: int,
         worker_processes: int,
+        corrupt: CorruptRecords,
     ):
-        self._stream = _Stream(split, transform, seed)
+        self._stream = TrainStream(split, transform, seed, corrupt)
         self._batch_size = batch_size
         self._shard = shard
         self._threads = threads
         self._worker_processes = worker_processes
+        self._corrupt = corrupt
         self._identity = {"seed": seed, "num_examples": len(split)}
         self._start(0)
 
     def _start(self, position: int) -> None:
         self._position = position
-        source = _Shard(self._stream, position, self._batch_size, self._shard)
+        source = Shard(self._stream, position, self._batch_size, self._shard)
         self._iterator = _iterate(source, self._shard, self._threads, self._worker_processes)
 
     def __iter__(self) -> "TrainLoader":
@@ -108,6 +54,11 @@ class TrainLoader:
 
     def __next__(self) -> Batch:
         batch = next(self._iterator)
+        for position, index in enumerate(batch["index"], self._position + self._shard.start):
+            if index != self._stream.index(position):
+                # Read again, here: the example may come from another process.
+                for corrupt, error in self._stream.read(position)[1].items():
+                    self._corrupt.add(corrupt, error)
         self._position += self._batch_size
         return batch
 
@@ -142,45 +93,43 @@ class EvalLoader:
     """Iterable over this process's part of all examples, in order; see `eval_loader`."""
 
     def __init__(
-        self, split: Examples, transform: Transform, batch_size: int, shard: slice, threads: int
+        self,
+        split: Examples,
+        transform: Transform,
+        batch_size: int,
+        shard: slice,
+        threads: int,
+        corrupt: CorruptRecords,
     ):
-        self._padded = _Padded(split, transform, batch_size)
+        self._examples = EvalStream(split, transform, batch_size, corrupt)
         self._batch_size = batch_size
         self._shard = shard
         self._threads = threads
+        self._corrupt = corrupt
 
     def __len__(self) -> int:
         """Number of batches, the same on every process."""
-        return len(self._padded) // self._batch_size
+        return len(self._examples) // self._batch_size
 
     def __iter__(self) -> Iterator[Batch]:
-        source = _Shard(self._padded, 0, self._batch_size, self._shard)
+        source = Shard(self._examples, 0, self._batch_size, self._shard)
         iterator = _iterate(source, self._shard, self._threads)
         try:
             for _ in range(len(self)):
-                yield next(iterator)
+                batch = next(iterator)
+                unreadable = batch["index"][~batch["mask"] & (batch["index"] >= 0)]
+                for index in unreadable.tolist():
+                    self._tell(index)
+                yield batch
         finally:
             iterator.close()
 
-
-class _Padded:
-    """Transformed examples with a mask, filled up with zeros to whole global batches."""
-
-    def __init__(self, split: Examples, transform: Transform, batch_size: int):
-        self._split = split
-        self._transform = transform
-        self._length = -(-len(split) // batch_size) * batch_size
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, position: int) -> Example:
-        if position < len(self._split):
-            return {**self._transform(self._split[position], None), "mask": np.True_}
-        # Decoded only for its shapes: a process may hold nothing but padding.
-        example = self._transform(self._split[0], None)
-        zeros = {key: np.zeros_like(value) for key, value in example.items()}
-        return {**zeros, "index": np.int64(-1), "mask": np.False_}
+    def _tell(self, index: int) -> None:
+        if index not in self._corrupt:
+            try:
+                self._examples.read(index)
+            except CorruptRecord as error:
+                self._corrupt.add(index, error)
 
 
 def train_loader(
@@ -193,6 +142,7 @@ def train_loader(
     process_count: int = 1,
     threads: int | None = None,
     worker_processes: int = 0,
+    max_corrupt_share: float = MAX_CORRUPT_SHARE,
 ) -> TrainLoader:
     """Endless shuffled and augmented batches, a function of (seed, epoch, index) alone.
 
@@ -209,6 +159,8 @@ def train_loader(
         where Python's lock limits the threads. They start in seconds, and need parsed absl flags
         (`absl.app.run` does it) and a main module guarded by `if __name__ == "__main__"`. The
         batches do not depend on it either.
+      max_corrupt_share: of the split's examples that may be corrupt, see CorruptRecords. In place
+        of a corrupt one stands the next of its epoch's order.
 
     Returns:
       An iterator over dicts of what the transform makes, with a first axis of b: for
@@ -217,6 +169,7 @@ def train_loader(
 
     Raises:
       ValueError: a number out of range, a batch that the processes cannot share, an empty split.
+      CorruptDataError: while iterating, too many examples are corrupt.
     """
     threads = _check_threads(threads)
     shard = _check_shard(split, batch_size, process_index, process_count)
@@ -224,7 +177,10 @@ def train_loader(
         raise ValueError(f"seed is {seed}; expected 0 <= seed < 2**32.")
     if worker_processes < 0:
         raise ValueError(f"worker_processes is {worker_processes}; expected 0 or more.")
-    return TrainLoader(split, transform, batch_size, seed, shard, threads, worker_processes)
+    corrupt = CorruptRecords(f"{split.name} {split.split}", len(split), max_corrupt_share)
+    return TrainLoader(
+        split, transform, batch_size, seed, shard, threads, worker_processes, corrupt
+    )
 
 
 def eval_loader(
@@ -235,16 +191,19 @@ def eval_loader(
     process_index: int = 0,
     process_count: int = 1,
     threads: int | None = None,
+    max_corrupt_share: float = MAX_CORRUPT_SHARE,
 ) -> EvalLoader:
     """Every example exactly once over all processes, in order, in batches of one shape.
 
     Arguments and errors as `train_loader`. Batches additionally hold "mask": bool [b], False for
-    the padding (zeros, index -1) that fills the last global batch. All processes yield
-    the same number of batches, ceil(len(split) / batch_size), and each iteration starts anew.
+    the padding (zeros, index -1) that fills the last global batch and for corrupt examples (zeros,
+    their own index). All processes yield the same number of batches, ceil(len(split) / batch_size),
+    and each iteration starts anew; a corrupt example is told of in the first.
     """
     threads = _check_threads(threads)
     shard = _check_shard(split, batch_size, process_index, process_count)
-    return EvalLoader(split, transform, batch_size, shard, threads)
+    corrupt = CorruptRecords(f"{split.name} {split.split}", len(split), max_corrupt_share)
+    return EvalLoader(split, transform, batch_size, shard, threads, corrupt)
 
 
 def _check_shard(split: Examples, batch_size: int, process_index: int, process_count: int) -> slice:
@@ -274,7 +233,7 @@ def _check_threads(threads: int | None) -> int:
 
 
 def _iterate(
-    source: _Shard, shard: slice, threads: int, worker_processes: int = 0
+    source: Shard, shard: slice, threads: int, worker_processes: int = 0
 ) -> grain.DatasetIterator:
     """Batches of a process's examples, read ahead by about two batches."""
     local_batch = shard.stop - shard.start

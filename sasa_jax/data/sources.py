@@ -7,14 +7,17 @@ import tensorflow_datasets as tfds
 
 from sasa_jax.data.builders import full_name, open_builder
 from sasa_jax.data.catalog import DatasetError
+from sasa_jax.data.corrupt import CorruptRecord
+from sasa_jax.data.records import Records
 
 
 class Split:
     """One split of a data set: a random-access sequence of examples.
 
     `split[i]` is {"image": the file's JPEG or PNG bytes, "label": int in [0, num_classes), "index":
-    i}; the label is -1 where the data set has none (ImageNet's test split). IndexError outside
-    0 <= i < len(split). Safe to read from several threads, and can be pickled.
+    i}, and "file_name" where the data set has it; CorruptRecord where it cannot be used, as in a
+    split without labels (ImageNet's test); IndexError outside 0 <= i < len(split). Safe to read
+    from several threads, and can be pickled.
 
     Attributes:
       name: the data set as TFDS spells it, e.g. "imagenet2012:5.1.0".
@@ -31,16 +34,22 @@ class Split:
         self.class_names: tuple[str, ...] = tuple(features["label"].names)
         self.num_classes: int = features["label"].num_classes
         self.data_dir = Path(builder.data_dir)
-        self._source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        self._records = Records(builder, split)
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._records)
 
-    def __getitem__(self, index: int) -> dict[str, bytes | int]:
+    def __getitem__(self, index: int) -> dict[str, bytes | int | str]:
         if not 0 <= index < len(self):
             raise IndexError(f"index is {index}; {self!r} has the examples 0 to {len(self) - 1}.")
-        example = self._source[index]
-        return {"image": example["image"], "label": int(example["label"]), "index": int(index)}
+        stored = self._records[index]
+        example = {"image": stored["image"], "label": int(stored["label"]), "index": int(index)}
+        if isinstance(stored.get("file_name"), bytes):
+            example["file_name"] = stored["file_name"].decode(errors="replace")
+        if not 0 <= example["label"] < self.num_classes:
+            reason = f"its label is {example['label']}; expected 0 to {self.num_classes - 1}"
+            raise CorruptRecord(reason, example.get("file_name"))
+        return example
 
     def __repr__(self) -> str:
         return f"Split({self.description})"
@@ -68,7 +77,8 @@ def open_split(name: str, split: str, data_dir: str | os.PathLike[str] | None = 
 
     Raises:
       DatasetError: unknown name or split (the nearest is suggested); not prepared, or in another
-        file format (with the command that prepares it); no image and label among its features.
+        file format (with the command that prepares it); no image and label among its features; a
+        file that is missing or cut short.
     """
     builder = open_builder(name, split, data_dir)
     _check_features(builder)

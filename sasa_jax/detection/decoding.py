@@ -12,19 +12,20 @@ from sasa_jax.detection.nms import non_maximum_suppression
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["boxes", "scores", "classes", "count"],
+    data_fields=["boxes", "scores", "classes", "anchors", "count"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
 class Detections:
     """The D best boxes of every image, best first; a pytree.
 
-    An empty slot has the box 0, the score 0 and the class -1.
+    An empty slot has the box 0, the score 0 and the class and the anchor -1.
     """
 
     boxes: jax.Array  # float32 [B, D, 4]
     scores: jax.Array  # float32 [B, D], 0 to 1
     classes: jax.Array  # int32 [B, D]
+    anchors: jax.Array  # int32 [B, D]: the index of the anchor that each was decoded from
     count: jax.Array  # int32 [B]: slots that are not empty
 
 
@@ -88,6 +89,7 @@ def detect(
             boxes=jnp.where(found[:, None], boxes[kept], 0),
             scores=jnp.where(found, jax.nn.sigmoid(values[kept]), 0),
             classes=jnp.where(found, label[kept], -1),
+            anchors=jnp.where(found, anchor[kept], -1),
             count=found.sum(dtype=jnp.int32),
         )
 

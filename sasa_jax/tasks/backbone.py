@@ -1,4 +1,4 @@
-"""A detector's backbone from a classification run."""
+"""A detector's backbone from a classification run, or from weights that others trained."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from sasa_jax.models import model_options
+from sasa_jax.models.pretrained import from_torch
 from sasa_jax.tasks.image_task import given
 from sasa_jax.training import Checkpoints, check_saved
 
@@ -26,12 +27,13 @@ FREE_OPTIONS = (
 
 
 def load_backbone(
-    workdir: Path, model: Mapping[str, Any], wanted: Mapping[str, Any]
+    source: Path, model: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The averaged weights and BN statistics of a classification run, without its classifier.
+    """The weights and BN statistics of a classifier, without its last layer.
 
     Args:
-        workdir: of the run; its newest checkpoint is read.
+        source: a run's folder, of whose newest checkpoint the averages are read; or a .safetensors
+            file with the names of torchvision, timm or `--mode=export`.
         model: the backbone's options, `config["model"]`.
         wanted: {"params", "batch_stats"} of the backbone, as shapes.
 
@@ -39,9 +41,35 @@ def load_backbone(
         {"params", "batch_stats"}, NumPy arrays in the wanted dtypes.
 
     Raises:
-        ValueError: there is no checkpoint, or it is of another network; the message names the first
-            differences.
+        ValueError: there is no checkpoint or no file, or it is of another network; the message
+            names the first differences.
     """
+    if source.suffix == ".safetensors":
+        found = _from_file(source, model)
+    else:
+        found = _from_run(source, model, wanted)
+    return jax.tree.map(lambda shape, x: np.asarray(x, shape.dtype), dict(wanted), found)
+
+
+def _from_file(file: Path, model: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        from safetensors.numpy import load_file
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"backbone_from {file} needs safetensors: pip install 'sasa_jax[export]'"
+        ) from error
+    if not file.is_file():
+        raise ValueError(f"backbone_from: there is no file {file}")
+    options = given(model) | {"num_classes": None}
+    try:
+        return from_torch(load_file(file), options.pop("name"), **options)
+    except ValueError as error:
+        raise ValueError(
+            f"backbone_from {file}: {error}. Give the model of these weights in config.model"
+        ) from error
+
+
+def _from_run(workdir: Path, model: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     check_saved(workdir)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoints.latest_step()
@@ -67,7 +95,7 @@ def load_backbone(
             f"backbone_from {workdir} holds another network: {'; '.join(differences[:3])}{more}. "
             "Give the model of that run in config.model, or the run of this one"
         )
-    return jax.tree.map(lambda shape, x: np.asarray(x, shape.dtype), dict(wanted), found)
+    return found
 
 
 def _options(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class CategoryLogits:
         of_class: int32 [classes], the logit of a class.
         classes: int32 [number], the class of a logit, -1 if none uses it.
         ids: int [number], the category id of a logit, -1 if none uses it.
+        names: of the category of a logit, "" if none uses it.
 
     Raises:
         ValueError: a category's id is larger than `category_ids`.
@@ -38,3 +39,5 @@ class CategoryLogits:
         self.classes = np.full(self.number, -1, np.int32)
         self.classes[self.of_class] = np.arange(len(categories))
         self.ids = np.append(ids, -1)[self.classes]  # -1 picks the last
+        names = [category.name or str(category.id) for category in categories]
+        self.names = tuple([*names, ""][place] for place in self.classes)

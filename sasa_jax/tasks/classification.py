@@ -15,19 +15,30 @@ from flax import nnx
 from sasa_jax.analysis import attention_figure, figure_pixels
 from sasa_jax.data import Split, make_transform, open_split
 from sasa_jax.data.image_transforms import KINDS, Transform
+from sasa_jax.data.streams import readable
 from sasa_jax.models import ResNet, apply, create_model
-from sasa_jax.tasks.image_task import ImageTask, Variables, given, normalise
+from sasa_jax.tasks.image_task import (
+    ImageTask,
+    Variables,
+    given,
+    normalise,
+    unreadable_note,
+)
 from sasa_jax.tasks.splits import TaskData
 from sasa_jax.training import Evaluation
 
 
 @flax.struct.dataclass
 class Scores(metrics.Collection):
-    """Sums over the images that the mask lets through."""
+    """Sums over the images that can be read."""
 
     top1: metrics.Average.from_output("top1")
     top5: metrics.Average.from_output("top5")
     loss: metrics.Average.from_output("loss")
+
+
+# The number of images that cannot be read, and the scores of each of the evaluated variables.
+Sums = tuple[jax.Array, dict[str, Scores]]
 
 
 class Classification(ImageTask):
@@ -35,10 +46,10 @@ class Classification(ImageTask):
 
     def __init__(self, config: Mapping[str, Any], data: TaskData):
         transforms = (transform(config, train=train) for train in (True, False))
-        super().__init__(config, data, *transforms)
+        super().__init__(config, data, *transforms, data.train.class_names)
         self.name = config["model"]["name"]
         self._eval_step = jax.jit(self._add_scores)
-        self._explain = jax.jit(self._predict, static_argnames="return_attention")
+        self._explain = jax.jit(self.predict, static_argnames="return_attention")
 
     @staticmethod
     def open_split(name: str, split: str, data_dir: str | None) -> Split:
@@ -83,31 +94,35 @@ class Classification(ImageTask):
 
         Returns:
             A function that gives for each: accuracy, top5_accuracy and loss (cross-entropy without
-            smoothing), with the numbers of correct and of all images.
+            smoothing), with the numbers of correct and of scored images, and of unreadable ones if
+            there are any.
 
         Raises:
             RuntimeError: an image was left out or seen twice.
+            CorruptDataError: too many images are unreadable.
         """
-        sums = {which: Scores.empty() for which in variables}
-        for batch in self.eval_batches():
-            batch = put({name: batch[name] for name in ("image", "label", "mask")})
+        sums = jnp.zeros((), jnp.int32), {which: Scores.empty() for which in variables}
+        for batch in self.eval_batches:
+            batch = put({name: batch[name] for name in ("image", "label", "mask", "index")})
             previous, sums = sums, self._eval_step(sums, dict(variables), batch)
             jax.block_until_ready(previous)  # or the batches would pile up on the devices
-        host = jax.device_get(sums)
-        return lambda: Evaluation({which: self._divide(x) for which, x in host.items()})
+        unreadable, host = jax.device_get(sums)
+        return lambda: Evaluation(
+            {which: self._divide(x, int(unreadable)) for which, x in host.items()}
+        )
 
     def headline(self, results: dict[str, dict[str, float | int]]) -> str:
         """`test accuracy 0.9806 (353/360)`, of the averaged weights."""
         name = "test" if self.data.evaluation.split.startswith("test") else "validation"
         average = results["average"]
-        counts = f"{average['correct']}/{average['images']}"
+        counts = f"{average['correct']}/{average['images']}{unreadable_note(average)}"
         return f"{name} accuracy {average['accuracy']:.4f} ({counts})"
 
     def pictures(self, variables: Variables) -> dict[str, np.ndarray]:
-        """attention: the weights of every layer on the first image of the evaluation split."""
+        """attention: the weights of every layer on the first image that can be evaluated."""
         if not self.model.has_attention:
             return {}
-        example = self._eval_transform(self.data.evaluation[0], None)
+        _, example = next(readable(self.data.evaluation, self.eval_transform))
         logits, weights = jax.device_get(
             self._explain(variables, example["image"][None], return_attention=True)
         )
@@ -118,12 +133,14 @@ class Classification(ImageTask):
         return {"attention": figure_pixels(figure)}
 
     def _add_scores(
-        self, sums: dict[str, Scores], variables: dict[str, Variables], batch: dict[str, jax.Array]
-    ) -> dict[str, Scores]:
+        self, sums: Sums, variables: dict[str, Variables], batch: dict[str, jax.Array]
+    ) -> Sums:
+        unreadable, scores_so_far = sums
+        unreadable += (~batch["mask"] & (batch["index"] >= 0)).sum(dtype=jnp.int32)
         labels = batch["label"]
         new = {}
-        for which, sum_so_far in sums.items():
-            logits = self._predict(variables[which], batch["image"])
+        for which, sum_so_far in scores_so_far.items():
+            logits = self.predict(variables[which], batch["image"])
             best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1] == labels[:, None]
             scores = Scores.single_from_model_output(
                 top1=best[:, 0].astype(jnp.float32),
@@ -132,18 +149,22 @@ class Classification(ImageTask):
                 mask=batch["mask"],
             )
             new[which] = sum_so_far.merge(scores)
-        return new
+        return unreadable, new
 
-    def _divide(self, scores: Scores) -> dict[str, float | int]:
+    def _divide(self, scores: Scores, unreadable: int) -> dict[str, float | int]:
         images, wanted = int(scores.top1.count), len(self.data.evaluation)
-        if images != wanted:
-            raise RuntimeError(f"the evaluation scored {images} images of {wanted}")
+        if images + unreadable != wanted:
+            raise RuntimeError(
+                f"the evaluation scored {images} images of {wanted}"
+                + f", and {unreadable} are unreadable" * (unreadable > 0)
+            )
         return {
             "accuracy": float(scores.top1.total) / images,
             "top5_accuracy": float(scores.top5.total) / images,
             "loss": float(scores.loss.total) / images,
             "correct": round(float(scores.top1.total)),
             "images": images,
+            **({"unreadable": unreadable} if unreadable else {}),
         }
 
 

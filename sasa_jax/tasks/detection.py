@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,30 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
+from matplotlib.figure import Figure
 
-from sasa_jax.analysis import DetectedImage, detections_figure, figure_pixels
+from sasa_jax.analysis import (
+    DetectedImage,
+    attention_figure,
+    detections_figure,
+    figure_pixels,
+)
 from sasa_jax.checks import check_choice
 from sasa_jax.data import DatasetError, DetectionSplit, open_detection_split
 from sasa_jax.data.box_transforms import DetectionEval, DetectionTrain
-from sasa_jax.detection import Anchors, coco, detect, detection_loss
+from sasa_jax.data.streams import readable
+from sasa_jax.detection import Anchors, Detections, coco, detect, detection_loss
 from sasa_jax.models import RetinaNet, apply, create_retinanet
 from sasa_jax.tasks.backbone import load_backbone
 from sasa_jax.tasks.category_logits import CategoryLogits
-from sasa_jax.tasks.coco_scores import Found, score
-from sasa_jax.tasks.image_task import ImageTask, Variables, given, normalise
+from sasa_jax.tasks.coco_scores import Found, score, unreadable
+from sasa_jax.tasks.image_task import (
+    ImageTask,
+    Variables,
+    given,
+    normalise,
+    unreadable_note,
+)
 from sasa_jax.tasks.splits import TaskData
 from sasa_jax.training import Evaluation
 
@@ -50,12 +64,15 @@ class Detection(ImageTask):
         self._max_boxes, size = config["data"]["max_boxes"], config["data"]["image_size"]
         augmentation = _tuples(given(config["data"]["augmentation"]))
         train_transform = DetectionTrain(size, self._max_boxes, **augmentation)
-        super().__init__(config, data, train_transform, DetectionEval(size))
+        super().__init__(config, data, train_transform, DetectionEval(size), self._logits.names)
 
         self.name = f"RetinaNet on {config['model']['name']}"
         self._anchors = dataclasses.replace(self._anchors, levels=self.model.levels)
         self._anchor_boxes = self._anchors.boxes((size, size))
         self._detect_step = jax.jit(self._detect_everywhere)
+        self._explain = jax.jit(functools.partial(self.predict, return_attention=True))
+        # Of COCO it takes seconds, and always the same images are left out.
+        self._ground_truth = functools.cache(lambda without: data.evaluation.ground_truth(without))
         self._backbone: Variables = {}
         if config["backbone_from"]:
             wanted = {kind: tree["backbone"] for kind, tree in self.shapes.items()}
@@ -128,35 +145,45 @@ class Detection(ImageTask):
         """Detects in every image of the evaluation split once, with each of the named variables.
 
         Returns:
-            A function that gives for each COCO's twelve metrics and the number of images; files:
-            detections.json, COCO's results of the averaged weights, and annotations.json, the
-            ground truth in COCO's form.
+            A function that gives for each COCO's twelve metrics and the number of scored images,
+            and of unreadable ones if there are any; files: detections.json, COCO's results of the
+            averaged weights, and annotations.json, the ground truth of the scored images in COCO's
+            form.
 
         Raises:
             RuntimeError: an image was left out or seen twice.
+            CorruptDataError: too many images are unreadable.
         """
         found: list[Found] = []
-        for batch in self.eval_batches():
+        for batch in self.eval_batches:
             found.append(self._detect_step(dict(variables), put(batch)))
             # One batch late, so that the devices have the next while the host reads this one.
             found[-2:-1] = jax.device_get(found[-2:-1])
         found[-1:] = jax.device_get(found[-1:])
         return lambda: score(
-            found, self._ground_truth, self._logits.ids, backend=self._config["metric"]
+            found,
+            self._ground_truth(unreadable(found)),
+            self._logits.ids,
+            backend=self._config["metric"],
         )
 
     def headline(self, results: dict[str, dict[str, float | int]]) -> str:
         """`COCO AP 0.612 AP50 0.783 (200 images)`, of the averaged weights."""
         average = results["average"]
         return (
-            f"COCO AP {average['AP']:.3f} AP50 {average['AP50']:.3f} ({average['images']} images)"
+            f"COCO AP {average['AP']:.3f} AP50 {average['AP50']:.3f} "
+            f"({average['images']} images{unreadable_note(average)})"
         )
 
     def pictures(self, variables: Variables) -> dict[str, np.ndarray]:
-        """detections: the first images of the evaluation split with found and true boxes."""
+        """Of the first images of the evaluation split.
+
+        detections: found and true boxes. attention, where the network has it: weights at the
+        surest boxes of the first image, in the last layer of each part.
+        """
         split, names = self.data.evaluation, [c.name for c in self.data.evaluation.categories]
-        originals = [split[index] for index in range(min(PICTURES, len(split)))]
-        examples = [self._eval_transform(example, None) for example in originals]
+        first = itertools.islice(readable(split, self.eval_transform), PICTURES)
+        originals, examples = zip(*first, strict=True)
         batch = {k: np.stack([e[k] for e in examples]) for k in ("image", "scale", "size")}
         batch |= {"index": np.arange(len(examples)), "mask": np.ones(len(examples), bool)}
         found = jax.device_get(self._detect_step({"average": variables}, batch))
@@ -176,28 +203,63 @@ class Detection(ImageTask):
                     scores=detections.scores[row][known],
                 )
             )
-        return {"detections": figure_pixels(detections_figure(shown))}
+        pictures = {"detections": figure_pixels(detections_figure(shown))}
+        figure = self._attention_figure(variables, examples[0]["image"], shown[0])
+        return pictures if figure is None else pictures | {"attention": figure_pixels(figure)}
+
+    def _attention_figure(
+        self, variables: Variables, image: np.ndarray, found: DetectedImage
+    ) -> Figure | None:
+        *_, shapes = jax.eval_shape(self._explain, self.shapes, image[None])
+        # The backbone's coarsest map, the pyramid's finest.
+        parts = {"backbone/": -1, "fpn/": 0, "class_head/last/": 0, "box_head/last/": 0}
+        layers = []
+        for part, which in parts.items():
+            names = sorted(name for name in shapes if name.startswith(part))
+            layers += [names[which]] if names else []
+        if not layers:
+            return None
+        *_, attention = jax.device_get(self._explain(variables, image[None]))
+        centres = (found.boxes[:3, :2] + found.boxes[:3, 2:]) / 2
+        return attention_figure(
+            image,
+            {name: np.asarray(attention[name][0], np.float32) for name in layers},
+            queries=[(int(row), int(column)) for row, column in centres] or None,
+            layers=layers,
+            title="at the surest boxes" if len(centres) else "",
+        )
+
+    def detect(self, variables: Variables, images: jax.Array, size: jax.Array) -> Detections:
+        """What evaluation finds in uint8 images [B, S, S, 3]; traceable.
+
+        Args:
+            variables: of the network.
+            images: as `eval_transform` makes them.
+            size: int32 [B, 2], height and width of the part that is image; boxes are cut to it.
+        """
+        return self.decode(*self.predict(variables, images), size)
+
+    def decode(self, class_logits: jax.Array, box_codes: jax.Array, size: jax.Array) -> Detections:
+        """The detections in the network's outputs, [B, A, classes] and [B, A, 4]; see `detect`."""
+        return detect(
+            class_logits,
+            box_codes,
+            jnp.asarray(self._anchor_boxes),
+            self._anchors.counts((self.image_size, self.image_size)),
+            size,
+            **self._config["decoding"],
+        )
 
     def _detect_everywhere(
         self, variables: dict[str, Variables], batch: dict[str, jax.Array]
     ) -> Found:
         """The detections of a batch with each of the variables, whole on every device."""
         detections = {
-            which: detect(
-                *self._predict(values, batch["image"]),
-                jnp.asarray(self._anchor_boxes),
-                self._anchors.counts((self.image_size, self.image_size)),
-                batch["size"],
-                **self._config["decoding"],
-            )
+            which: self.detect(values, batch["image"], batch["size"])
             for which, values in variables.items()
         }
         found = Found(detections, batch["index"], batch["scale"], batch["mask"])
         return jax.lax.with_sharding_constraint(found, PartitionSpec())
-
-    @functools.cached_property
-    def _ground_truth(self) -> dict[str, Any]:
-        return self.data.evaluation.ground_truth()
 
 
 def _names(split: DetectionSplit) -> str:

@@ -1,6 +1,7 @@
 """What classification and detection share: a network on images, its data and its batches."""
 
 import abc
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sasa_jax.data import MEAN_RGB, STD_RGB, EvalLoader, TrainLoader, eval_loader, train_loader
+from sasa_jax.data.corrupt import MAX_CORRUPT_SHARE, check_share
 from sasa_jax.data.image_transforms import Transform
 from sasa_jax.models import apply, split
 from sasa_jax.tasks.splits import TaskData, open_data
@@ -23,11 +25,14 @@ class ImageTask(abc.ABC):
         config: plain nested dicts, see configs/common.py.
         data: the opened splits.
         train_transform, eval_transform: from an example of the data to one of a batch.
+        class_names: see there.
 
     Attributes:
         data: as given.
         train_size: images in one epoch.
         image_size: side of the square that the network sees, in pixels.
+        class_names: one for each logit of the network; "" for a logit that no class uses.
+        eval_transform: as given.
         model: the network without memory: shapes and options.
         graphdef, shapes: its two sides, see `models.split`.
         free_keys: config keys that may differ when a run is taken up again.
@@ -45,6 +50,7 @@ class ImageTask(abc.ABC):
         "log_every",
         "data.dir",
         "data.eval_split",
+        "data.max_corrupt_share",
         "data.threads",
     )
 
@@ -54,19 +60,24 @@ class ImageTask(abc.ABC):
         data: TaskData,
         train_transform: Transform,
         eval_transform: Transform,
+        class_names: tuple[str, ...],
     ):
         self.data = data
         self.train_size = len(data.train)
         self.image_size = config["data"]["image_size"]
         self._config = config
         self._train_transform = train_transform
-        self._eval_transform = eval_transform
+        self.eval_transform = eval_transform
+        self.class_names = class_names
         _check_bn_groups(config)
+        # Older checkpoints' configs lack it.
+        self._max_corrupt_share = config["data"].get("max_corrupt_share", MAX_CORRUPT_SHARE)
+        check_share(self._max_corrupt_share)
         self.model = nnx.eval_shape(self.build_model)
         self.graphdef, self.shapes = split(self.model)
         # Finds an image size that the network cannot take before anything is compiled.
         image = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jnp.uint8)
-        jax.eval_shape(self._predict, self.shapes, image)
+        jax.eval_shape(self.predict, self.shapes, image)
 
     @staticmethod
     @abc.abstractmethod
@@ -100,8 +111,9 @@ class ImageTask(abc.ABC):
             seed=self._config["seed"],
         )
 
+    @functools.cached_property
     def eval_batches(self) -> EvalLoader:
-        """Every image of the evaluation split once, this process's part.
+        """Every image of the evaluation split once, this process's part; each iteration anew.
 
         A batch is the config's or a micro-batch, rounded up so that the devices share it.
         """
@@ -110,7 +122,7 @@ class ImageTask(abc.ABC):
         return self._loader(
             eval_loader,
             self.data.evaluation,
-            self._eval_transform,
+            self.eval_transform,
             batch_size=-(-wanted // devices) * devices,
         )
 
@@ -129,8 +141,8 @@ class ImageTask(abc.ABC):
             "it: --config.model.stem_relative=False"
         )
 
-    def _predict(self, variables: Variables, images: jax.Array, **options: Any) -> Any:
-        """What the network says of uint8 images in evaluation."""
+    def predict(self, variables: Variables, images: jax.Array, **options: Any) -> Any:
+        """What the network says of uint8 images [B, H, W, 3] in evaluation; traceable."""
         return apply(self.graphdef, variables, normalise(images), train=False, **options)[0]
 
     def _loader(self, make: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -138,6 +150,7 @@ class ImageTask(abc.ABC):
             *arguments,
             **options,
             threads=self._config["data"]["threads"],
+            max_corrupt_share=self._max_corrupt_share,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -152,6 +165,11 @@ def normalise(images: jax.Array) -> jax.Array:
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that a config sets; None is as the default has it."""
     return {key: value for key, value in options.items() if value is not None}
+
+
+def unreadable_note(metrics: Mapping[str, float | int]) -> str:
+    """For a run's last line: nothing, or how many images of the evaluation split were corrupt."""
+    return f", {metrics['unreadable']} unreadable" if "unreadable" in metrics else ""
 
 
 def _check_bn_groups(config: Mapping[str, Any]) -> None:

@@ -10,20 +10,32 @@ from sasa_jax.data.catalog import DatasetName, known_names
 
 @dataclasses.dataclass(frozen=True)
 class AbsentSplit:
-    """Stands for a split that is not on this machine, with the size that the config states."""
+    """Stands for a split that is not on this machine, of which size and classes are known.
+
+    Attributes:
+        name, split: as the config has them.
+        size: number of images.
+        class_names: one for each logit of the network; "" where it has no class.
+    """
 
     name: str
     split: str
     size: int
-    num_classes: int
+    class_names: tuple[str, ...]
 
     def __len__(self) -> int:
         return self.size
 
     @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
     def categories(self) -> tuple[Category, ...]:
-        """As many as there are classes; their ids and names are not known without the data."""
-        return tuple(Category(number, str(number)) for number in range(1, self.num_classes + 1))
+        """The id of a class is the number of its logit, from 1."""
+        named = enumerate(self.class_names, start=1)
+        return tuple(Category(number, name) for number, name in named if name)
 
     @property
     def description(self) -> str:
@@ -64,7 +76,12 @@ def open_data(
         if not (allow_absent and known) or None in (*sizes, data["num_classes"]):
             raise
         absent = (
-            AbsentSplit(data["name"], split, size, data["num_classes"])
+            AbsentSplit(data["name"], split, size, numbered_classes(data["num_classes"]))
             for split, size in zip(wanted, sizes, strict=True)
         )
         return TaskData(*absent, missing=str(error))
+
+
+def numbered_classes(number: int) -> tuple[str, ...]:
+    """Names for classes whose own are not known: "0", "1", ..."""
+    return tuple(map(str, range(number)))

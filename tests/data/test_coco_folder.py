@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from sasa_jax.data import DatasetError, open_detection_split
+from sasa_jax.data import CorruptRecord, DatasetError, open_detection_split
 
 GOOD = {
     "images": [
@@ -133,10 +133,10 @@ def test_refused(tmp_path, content, message):
 
 def test_images_that_do_not_fit(tmp_path):
     folder = write(tmp_path, changed("images", 0, height=40, width=20))
-    with pytest.raises(DatasetError, match=r"a.png is 20 x 40 .* says 40 x 20.*EXIF"):
+    with pytest.raises(CorruptRecord, match=r"a.png: it is 20 x 40 .* says 40 x 20.*EXIF"):
         opened(folder)[0]
     (folder / "train" / "b.png").write_text("no image")
-    with pytest.raises(DatasetError, match=r"b.png is no image"):
+    with pytest.raises(CorruptRecord, match=r"b.png: 8 bytes that are no image"):
         opened(folder)[1]
 
 

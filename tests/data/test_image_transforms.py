@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sasa_jax.data import make_transform
+from sasa_jax.data import CorruptRecord, make_transform
 from sasa_jax.data.image_transforms import (
     centre_crop,
     decode,
@@ -66,10 +66,75 @@ def test_decode_cmyk_and_exif():
     assert decode(buffer.getvalue()).shape == (16, 32, 3)
 
 
-@pytest.mark.parametrize("image", [b"", b"no image at all"])
+def saved(mode: str, kind: str, **options) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(photo(30, 40)).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_decode_sixteen_bits_and_palettes():
+    deep = photo(6, 5)[..., ::-1].astype(np.uint16) * 257
+    np.testing.assert_array_equal(decode(cv2.imencode(".png", deep)[1].tobytes()), photo(6, 5))
+    deep = np.dstack([deep, deep[..., 0]])
+    np.testing.assert_array_equal(decode(cv2.imencode(".png", deep)[1].tobytes()), photo(6, 5))
+    for options in ({}, {"transparency": 0}):
+        palette = saved("P", "PNG", **options)
+        expected = np.asarray(Image.open(BytesIO(palette)).convert("RGB"))
+        np.testing.assert_array_equal(decode(palette), expected)
+
+
+def only_exif() -> bytes:
+    """A JPEG's EXIF header with nothing behind it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = saved("RGB", "JPEG", exif=exif)
+    begin = whole.index(b"\xff\xe1")
+    return whole[: begin + 2 + int.from_bytes(whole[begin + 2 : begin + 4], "big")] + b"\xff\xd9"
+
+
+def huge() -> bytes:
+    """A header that claims 65500 x 65500 pixels."""
+    image = bytearray(saved("RGB", "JPEG"))
+    begin = image.index(b"\xff\xc0") + 5
+    image[begin : begin + 4] = 2 * (65500).to_bytes(2, "big")
+    return bytes(image)
+
+
+@pytest.mark.parametrize("image", [b"", b"no image at all", bytes(999), only_exif(), huge()])
 def test_decode_rejects_bytes(image):
-    with pytest.raises(ValueError, match="cannot decode"):
+    with pytest.raises(CorruptRecord, match=rf"OpenCV .* its {len(image)} bytes"):
         decode(image)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        ("RGB", "JPEG", {"quality": 100, "subsampling": 0}),
+        ("RGB", "JPEG", {"progressive": True}),
+        ("L", "JPEG", {"restart_marker_blocks": 2}),
+        ("CMYK", "JPEG", {}),
+        ("RGB", "PNG", {}),
+    ],
+)
+def test_a_file_cut_anywhere_is_corrupt(mode, kind, options):
+    """Also where its length was kept: the rest of many a JPEG would be painted grey."""
+    whole = saved(mode, kind, **options)
+    decode(whole)
+    decode(whole + b"more")
+    for length in range(0, len(whole) - 8, 23):
+        for end in (b"", bytes(len(whole) - length)):
+            with pytest.raises(CorruptRecord):
+                decode(whole[:length] + end)
+
+
+def test_a_cut_file_with_a_preview_is_corrupt():
+    """The end mark of the preview within its header is not the picture's."""
+    preview = saved("RGB", "JPEG")
+    segment = b"\xff\xe2" + (len(preview) + 2).to_bytes(2, "big") + preview
+    whole = preview[:2] + segment + saved("RGB", "JPEG", quality=100, subsampling=0)[2:]
+    decode(whole)
+    with pytest.raises(CorruptRecord, match="cut short"):
+        decode(whole[: len(whole) - 500] + bytes(500))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from sasa_jax.data import eval_loader, make_transform, open_split, train_loader
 class Toy:
     """Example i is a 1x1 image; the transforms below add what they drew."""
 
+    name, split = "toy", "train"
+
     def __init__(self, size: int):
         self.size = size
 

@@ -217,6 +217,7 @@ def test_detections_to_results_and_through_a_file(tmp_path):
         ),
         scores=jnp.asarray([[0.75, 0.5], [0.25, 0], [0, 0]], jnp.float32),
         classes=jnp.asarray([[1, 0], [2, -1], [-1, -1]], jnp.int32),
+        anchors=jnp.asarray([[5, 3], [0, -1], [-1, -1]], jnp.int32),
         count=jnp.asarray([2, 1, 0], jnp.int32),
     )
     results = coco.to_results(detections, np.array([30, 10, 20]), np.float32([1, 2, 1]), (1, 3, 90))

@@ -52,7 +52,7 @@ def plain_detect(logits, codes, size, score_threshold, per_level, iou_threshold,
     visible = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     ranked = np.where((scores > score_threshold) & visible, values, -np.inf)
     kept = [k for k in plain_nms(boxes, ranked, label, iou_threshold, count) if k >= 0]
-    return boxes[kept], scores[kept], label[kept]
+    return boxes[kept], scores[kept], label[kept], anchor[kept]
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,10 @@ def test_against_the_plain_definition(score_threshold, per_level, iou_threshold,
         n = len(expected[0])
         assert found.count[i] == n > 0
         np.testing.assert_array_equal(found.classes[i][:n], expected[2])
+        np.testing.assert_array_equal(found.anchors[i][:n], expected[3])
         np.testing.assert_allclose(found.boxes[i][:n], expected[0], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(found.scores[i][:n], expected[1], rtol=1e-6)
-        assert (found.classes[i][n:] == -1).all()
+        assert (found.classes[i][n:] == -1).all() and (found.anchors[i][n:] == -1).all()
         assert not found.boxes[i][n:].any() and not found.scores[i][n:].any()
 
 

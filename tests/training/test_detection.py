@@ -63,7 +63,8 @@ def test_a_run_learns_and_leaves_numbers_files_and_pictures(whole):
     for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100"):
         assert f"average/{name}" in scored[0] and f"raw/{name}" in scored[0]
     assert scored[0]["average/images"] == 30
-    assert (whole / "detections.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("detections.png", "attention.png"):
+        assert (whole / picture).read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_run_is_loaded_without_its_data(whole):
@@ -126,7 +127,7 @@ def test_true_boxes_as_predictions_are_perfect(data_dir, monkeypatch):
             overlaps[:, place] = -1  # one box an anchor
             logits[row, place, label] = 20.0
             codes[row, place] = encode(box, anchors[place])
-    monkeypatch.setattr(task, "_predict", lambda variables, images: variables)
+    monkeypatch.setattr(task, "predict", lambda variables, images: variables)
     metrics = score(task, (logits, codes)).metrics["average"]
     assert metrics["AP"] == pytest.approx(1.0, abs=1e-6)
     assert metrics["images"] == 30
