@@ -50,12 +50,28 @@ test-tpu: .venv-tpu/installed-tpu
 	.venv-tpu/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test,tpu]"
 	@touch $@
 
+# The GPU kernels in Triton's interpreter, and compiled for real chips; no GPU is needed. On Python
+# 3.11, where PyTorch is pinned, which the interpreter works with.
+test-gpu: .venv-gpu/installed-gpu
+	@.venv-gpu/bin/python tests/versions.py
+	.venv-gpu/bin/python -m pytest -n auto tests/ops -k gpu
+
+.venv-gpu/installed-gpu: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check \
+		--editable ".[test,test-gpu]"
+	@touch $@
+
+# On a machine with an NVIDIA GPU: the kernels' tests there, then the benchmarks with their peers.
+bench-gpu:
+	PYTHON="$(or $(NEWEST_PYTHON),$(PYTHON))" benchmarks/gpu.sh
+
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf .venv .venv-newest .venv-tpu build *.egg-info
+	rm -rf .venv .venv-newest .venv-tpu .venv-gpu .venv-bench-gpu build *.egg-info
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,13 +1,15 @@
 """The whole training step of the attention networks against the convolutional ResNet-50.
 
     taskset -c 0,1 python benchmarks/train_step.py
+    python benchmarks/train_step.py --peer                 # on a GPU, beside PyTorch's ResNet-50
     python benchmarks/train_step.py --estimate v5e:2x2     # no TPU needed, but libtpu
     python benchmarks/train_step.py --estimate v5e:8x16    # the paper's batch on 128 chips
 
 Forward, backward, BatchNorm, optimizer and averages: the step that main.py would run, of
 configs/sa_resnet50.py with the model exchanged, on random images. Measured on what is there, all
-models taking turns (float32 on CPU, bfloat16 elsewhere), or estimated per chip from what libtpu
-compiles (tpu_estimate.py says what an estimate counts and what it does not).
+models taking turns (float32 on CPU, bfloat16 elsewhere), with PyTorch's ResNet-50 if asked for, or
+estimated per chip from what libtpu compiles (tpu_estimate.py says what an estimate counts and what
+it does not).
 
 Prints a table and writes benchmarks/results/train_step_<device or estimate>.json and .png. With
 --json it prints one object a line instead: model, platform, images_per_second (of one device),
@@ -26,16 +28,18 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import common
+from benchmarks import common, torch_resnet
 from benchmarks.contenders import contenders
 from benchmarks.tpu_estimate import Topology, count_kernels
 from benchmarks.tpu_program import Collective
 from configs import sa_resnet50
 from sasa_jax import list_models, training
+from sasa_jax.nn import AttentionStem
 from sasa_jax.ops.local_attention.workloads import RESNET50
 from sasa_jax.tasks import Classification
 
@@ -49,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="one object a line, no table")
     parser.add_argument("--batch", type=int, nargs="+", help="images a device")
     parser.add_argument("--models", nargs="+", default=MODELS, choices=list_models())
+    parser.add_argument("--peer", action="store_true", help="PyTorch's ResNet-50, too")
     parser.add_argument("--estimate", metavar="TOPOLOGY", help="such as v5e:2x2; no TPU needed")
     arguments = parser.parse_args(argv)
     if arguments.estimate:
@@ -93,6 +98,10 @@ def measured(arguments: argparse.Namespace) -> Iterator[dict]:
     size, repetitions = (64, 2) if quick else (224, 7)
     steps = 1 if on_cpu else 10  # without waiting in between
     mesh = training.data_mesh()
+    if arguments.peer and (reason := torch_resnet.missing()):
+        sys.exit(f"error: --peer: {reason}")
+    if arguments.peer and mesh.size > 1:
+        sys.exit("error: --peer: it runs on one device; set CUDA_VISIBLE_DEVICES=0")
     for batch in batches or [2 if quick else 8 if on_cpu else 128]:
         common.note(
             f"{', '.join(models)}: {batch} images of {size}x{size} a device on {mesh.size} x "
@@ -104,8 +113,12 @@ def measured(arguments: argparse.Namespace) -> Iterator[dict]:
             for model in models:
                 runs[model], memory[model] = run(model, batch * mesh.size, size, dtype, mesh, steps)
                 common.note(f"  compiled {model}")
+            if arguments.peer:
+                runs[torch_resnet.NAME], memory_of_peer = torch_resnet.step(batch, size, steps)
             seconds = common.medians(runs, repetitions)
-        for model in models:
+        if arguments.peer:
+            memory[torch_resnet.NAME] = memory_of_peer()
+        for model in runs:
             milliseconds = 1000 * seconds[model] / steps
             yield {
                 "model": model,
@@ -204,13 +217,26 @@ def estimated(topology: Topology, arguments: argparse.Namespace) -> Iterator[dic
 
 def operators(batch: int, size: int) -> list:
     """The attention of the network's layers, forward and backward, as programs of their own."""
-    programs = []
+    images, blocks = (batch, size, size, 3), (batch, size // 4, size // 4, 64)
+    shapes = (jax.ShapeDtypeStruct(shape, "bfloat16") for shape in (images, blocks))
+    programs = [(attention_stem, tuple(shapes))]
     for workload in RESNET50:
         height, width = (side * size // 224 for side in workload.image[:2])
         workload = dataclasses.replace(workload, height=height, width=width)
         found = contenders(workload, batch, "bfloat16", "tpu").values()
         programs += [x.programs["forward_backward"] for x in found if x.picked]
     return programs
+
+
+def attention_stem(images: jax.Array, cotangent: jax.Array) -> nnx.State:
+    """The gradients of its parameters."""
+    stem = AttentionStem(64, batch_norm={}, dtype=jax.numpy.bfloat16, rngs=nnx.Rngs(0))
+    graph, params, rest = nnx.split(stem, nnx.Param, ...)
+
+    def call(params: nnx.State) -> jax.Array:
+        return nnx.merge(graph, params, rest, copy=True)(images, train=True)
+
+    return jax.vjp(call, params)[1](cotangent)[0]
 
 
 def ratio(times: dict[str, float], model: str) -> float | None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import PowerNorm
@@ -54,12 +55,18 @@ def save_attention_figure(
     *,
     queries: Sequence[tuple[int, int]] | None = None,
     layers: Sequence[str] | None = None,
+    heads: Sequence[int] | None = None,
     title: str = "",
 ) -> None:
-    """Writes one picture, PNG unless `path` ends otherwise; the arguments of `attention_figure`."""
-    attention_figure(image, attention, queries=queries, layers=layers, title=title).savefig(
-        path, dpi=150
+    """Writes one picture; the arguments of `attention_figure`.
+
+    PNG unless `path` ends in .svg or .pdf, where words stay words and lines lines.
+    """
+    figure = attention_figure(
+        image, attention, queries=queries, layers=layers, heads=heads, title=title
     )
+    with rc_context({"svg.fonttype": "none"}):
+        figure.savefig(path, dpi=150)
 
 
 def attention_figure(
@@ -68,6 +75,7 @@ def attention_figure(
     *,
     queries: Sequence[tuple[int, int]] | None = None,
     layers: Sequence[str] | None = None,
+    heads: Sequence[int] | None = None,
     title: str = "",
 ) -> Figure:
     """The image with a few query pixels, and for each layer every head's weights over the window.
@@ -79,11 +87,13 @@ def attention_figure(
         queries: (row, column) of pixels of `image`; None takes three where the image has edges.
         layers: names from `attention`, in the order to show; None takes at most four, from the
             first to the last.
+        heads: numbers from 1, in the order to show; None takes all of every layer.
         title: stands over the image.
 
     Raises:
         TypeError: the image is not uint8.
-        ValueError: a wrong shape, a query outside the image, an unknown layer.
+        ValueError: a wrong shape, a query outside the image, an unknown layer, a head that a layer
+            does not have.
     """
     image = np.asarray(image)
     if image.dtype != np.uint8:
@@ -98,13 +108,17 @@ def attention_figure(
                 f"layers: the attention has no {layer!r}{nearest(layer, attention)}; it has "
                 f"{', '.join(attention)}"
             )
+        most = np.shape(attention[layer])[2]
+        for head in heads or ():
+            if not 1 <= head <= most:
+                raise ValueError(f"heads: {layer} has the {most} heads 1 to {most} and no {head}")
     if not (queries and layers):
         raise ValueError(f"nothing to show: {len(queries)} queries, {len(layers)} layers")
     windows = {
         layer: [query_window(attention[layer], query, image.shape[:2]) for query in queries]
         for layer in layers
     }
-    return _draw(image, windows, queries, title)
+    return _draw(image, windows, queries, heads, title)
 
 
 def _pick_layers(attention: Mapping[str, Any], most: int = 4) -> list[str]:
@@ -142,10 +156,11 @@ def _draw(
     image: np.ndarray,
     windows: Mapping[str, Sequence[QueryWindow]],
     queries: Sequence[tuple[int, int]],
+    heads: Sequence[int] | None,
     title: str,
 ) -> Figure:
     """The picture on the left, one block of heat maps for each layer on the right."""
-    most_heads = max(len(shown[0].weights) for shown in windows.values())
+    most_heads = len(heads or ()) or max(len(shown[0].weights) for shown in windows.values())
     left = _MARGIN + _PICTURE + 0.7
     block = _HEADING + len(queries) * _STEP
     picture_height = _PICTURE * min(image.shape[0] / image.shape[1], 2)
@@ -163,19 +178,25 @@ def _draw(
     for index, (layer, shown) in enumerate(windows.items()):
         top = _MARGIN + index * block
         canvas.text(left, top, layer, fontsize=11, **bold)
-        _draw_layer(canvas, left, top, image, shown)
+        _draw_layer(canvas, left, top, image, shown, heads)
     return canvas.figure
 
 
 def _draw_layer(
-    canvas: _Canvas, left: float, top: float, image: np.ndarray, shown: Sequence[QueryWindow]
+    canvas: _Canvas,
+    left: float,
+    top: float,
+    image: np.ndarray,
+    shown: Sequence[QueryWindow],
+    heads: Sequence[int] | None,
 ) -> None:
-    num_heads, size, _ = shown[0].weights.shape
+    all_heads, size, _ = shown[0].weights.shape
+    heads = heads or range(1, all_heads + 1)
     pixels = shown[0].box[2] / size
     about = f"window {size}x{size}, one slot is {pixels:g} pixel{'s' if pixels != 1 else ''}"
     canvas.text(left + 2 * _STEP, top + 0.02, about, fontsize=9)
-    heads = [left + _CROP_GAP + (head + 1) * _STEP for head in range(num_heads + 1)]
-    for head, x in enumerate(heads[:-1], start=1):
+    places = [left + _CROP_GAP + (place + 1) * _STEP for place in range(len(heads) + 1)]
+    for head, x in zip(heads, places, strict=False):
         canvas.text(x + _CELL / 2, top + 0.32, f"head {head}", fontsize=8, ha="center")
     top += _HEADING - 0.12
     # Square root: a head may look at one slot or, nearly evenly, at all K^2.
@@ -186,9 +207,9 @@ def _draw_layer(
         label = {**_LABEL, "color": colour}
         canvas.text(left - 0.2, y + _CELL / 2, str(number + 1), **label)
         _draw_crop(canvas.axes(left, y, _CELL, _CELL), image, window, colour)
-        for x, weights in zip(heads[:-1], window.weights, strict=True):
-            _draw_map(canvas.axes(x, y, _CELL, _CELL), weights, window, scale)
-    bar = canvas.axes(heads[-1] + 0.05, top, 0.1, (len(shown) - 1) * _STEP + _CELL)
+        for head, x in zip(heads, places, strict=False):
+            _draw_map(canvas.axes(x, y, _CELL, _CELL), window.weights[head - 1], window, scale)
+    bar = canvas.axes(places[-1] + 0.05, top, 0.1, (len(shown) - 1) * _STEP + _CELL)
     canvas.figure.colorbar(ScalarMappable(scale, COLOUR_MAP), cax=bar)
     bar.tick_params(labelsize=8, length=2)
     bar.axhline(1 / size**2, color="white", linestyle="--", linewidth=1)

@@ -61,28 +61,56 @@ class BatchNorm(nnx.Module):
         Raises:
             ValueError: in training, if the group size does not divide B.
         """
-        batch, channels = x.shape[0], x.shape[-1]
-        mean, var = self.mean[...], self.var[...]
-        group_size = (self.group_size or batch) if train else batch
+        if not train:
+            return self._normalise(x, None)
+        # [G, group, pixels, C]: one row of statistics for each group.
+        grouped = self._grouped(x).astype(self.mean[...].dtype)
+        grouped = grouped.reshape(*grouped.shape[:2], -1, x.shape[-1])
+        # Mean and mean square in one pass over the activations, which is what this layer costs.
+        # About the running mean and not about 0, so that the difference does not cancel.
+        centred = grouped - self.mean[...].reshape(1, 1, 1, -1)
+        moments = centred.mean(axis=(1, 2)), jnp.square(centred).mean(axis=(1, 2))
+        return self._normalise(x, moments)
+
+    def with_moments(
+        self, x: jax.Array, mean: jax.Array, square: jax.Array, *, train: bool
+    ) -> jax.Array:
+        """As a call, where someone else has looked at what is normalised, of which x is a part.
+
+        Args:
+            x: [B, ..., C].
+            mean, square: [B, C], float32: of each example the mean and the mean square about the
+                running mean; all examples count the same.
+            train: as in a call.
+        """
+        if not train:
+            return self._normalise(x, None)
+        moments = (self._grouped(moment.astype(self.mean[...].dtype)) for moment in (mean, square))
+        return self._normalise(x, tuple(moment.mean(axis=1) for moment in moments))
+
+    def _grouped(self, x: jax.Array) -> jax.Array:
+        """[B, ...] -> [G, B / G, ...], the groups that share statistics in training."""
+        batch = x.shape[0]
+        group_size = self.group_size or batch
         if batch % group_size:
             raise ValueError(f"bn_group_size {group_size} does not divide the batch of {batch}")
-        # [G, group, pixels, C]: one row of statistics for each group.
-        grouped = x.reshape(batch // group_size, group_size, -1, channels).astype(mean.dtype)
-        if train:
-            # Mean and mean square in one pass over the activations, which is what this layer costs.
-            # About the running mean and not about 0, so that the difference does not cancel.
-            running = mean.reshape(1, 1, 1, channels)
-            centred = grouped - running
-            shift = centred.mean(axis=(1, 2), keepdims=True)
-            square = jnp.square(centred).mean(axis=(1, 2), keepdims=True)
-            group_mean = running + shift
-            group_var = jnp.maximum(square - jnp.square(shift), 0)
-            self.mean[...] = self.decay * mean + (1 - self.decay) * group_mean.mean(axis=(0, 1, 2))
-            self.var[...] = self.decay * var + (1 - self.decay) * group_var.mean(axis=(0, 1, 2))
+        return x.reshape(batch // group_size, group_size, *x.shape[1:])
+
+    def _normalise(self, x: jax.Array, moments: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+        """By the groups' mean and mean square about the running mean, [G, C] each, or by running
+        averages."""
+        mean, var = self.mean[...], self.var[...]
+        if moments is None:
+            group_mean, group_var = mean[None], var[None]
         else:
-            group_mean, group_var = (s.reshape(1, 1, 1, channels) for s in (mean, var))
-        scale, bias = (
-            p[...].astype(mean.dtype).reshape(1, 1, 1, channels) for p in (self.scale, self.bias)
-        )
-        y = (grouped - group_mean) * (scale * jax.lax.rsqrt(group_var + self.epsilon)) + bias
+            shift, square = moments
+            group_mean = mean[None] + shift
+            group_var = jnp.maximum(square - jnp.square(shift), 0)
+            self.mean[...] = self.decay * mean + (1 - self.decay) * group_mean.mean(axis=0)
+            self.var[...] = self.decay * var + (1 - self.decay) * group_var.mean(axis=0)
+        groups, channels = group_mean.shape
+        factor = self.scale[...].astype(mean.dtype)[None] * jax.lax.rsqrt(group_var + self.epsilon)
+        bias = self.bias[...].astype(mean.dtype).reshape(1, 1, channels)
+        grouped = x.reshape(groups, -1, channels).astype(mean.dtype)
+        y = (grouped - group_mean[:, None]) * factor[:, None] + bias
         return y.reshape(x.shape).astype(self.dtype or x.dtype)

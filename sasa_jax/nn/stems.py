@@ -10,10 +10,17 @@ from flax.typing import Dtype
 
 from sasa_jax.checks import check_choice
 from sasa_jax.nn.batch_norm import BatchNorm
+from sasa_jax.ops.block_attention import (
+    BLOCK,
+    attention_weights,
+    best_of_blocks,
+    refuses,
+    to_blocks,
+)
+from sasa_jax.ops.devices import platform
 
 StemValues = Literal["spatial", "plain", "conv"]
-
-BLOCK = 4  # the attention stem's block and pool, in pixels
+StemImplementation = Literal["tpu_blocks", "definition"]
 
 
 class ConvStem(nnx.Module):
@@ -79,6 +86,8 @@ class AttentionStem(nnx.Module):
         features: C of the output; `num_heads` must divide it.
         batch_norm: keyword arguments of `BatchNorm`.
         query_key_init_scale, embedding_init_std: as in `LocalSelfAttention`.
+        implementation: "definition", or "tpu_blocks", which never holds all pixels' outputs; None
+            for the better one: "tpu_blocks" on TPU where it can run.
         dtype, param_dtype, rngs: as everywhere.
     """
 
@@ -93,11 +102,14 @@ class AttentionStem(nnx.Module):
         relative: bool = True,
         query_key_init_scale: float = 0.0625,
         embedding_init_std: float = 1.0,
+        implementation: StemImplementation | None = None,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         check_choice("stem_values", values, StemValues)
+        if implementation is not None:
+            check_choice("implementation", implementation, StemImplementation)
         if features % num_heads:
             raise ValueError(f"stem_heads {num_heads} must divide the stem's features, {features}")
         head_dim = features // num_heads
@@ -110,6 +122,7 @@ class AttentionStem(nnx.Module):
             raise ValueError(f"stem_mixtures must be at least 1, got {mixtures}")
         self.num_heads = num_heads
         self.values = values
+        self.implementation = implementation
         self.dtype = dtype
 
         def param(init: nnx.Initializer, *shape: int) -> nnx.Param:
@@ -158,8 +171,10 @@ class AttentionStem(nnx.Module):
                 f"multiples of 4, got {height}x{width}"
             )
         x = images.astype(self.dtype or images.dtype)
-        blocks = _to_blocks(x)
-        weights = self._weights(blocks)
+        if self._takes_best(x.dtype, return_weights):
+            return self._best(x, train=train)
+        blocks = to_blocks(x)
+        weights = attention_weights(blocks, *self._logit_kernels())
         y = jnp.einsum("bpqnij,bpqjnd->bpqind", weights, self._values(x, blocks))
         y = self.bn(y.reshape(*blocks.shape[:4], -1), train=train)
         # The pool's windows are the blocks. JAX differentiates `max` by comparing with the result,
@@ -169,45 +184,64 @@ class AttentionStem(nnx.Module):
         y = nnx.relu((y * jax.nn.one_hot(winner, BLOCK**2, axis=3, dtype=y.dtype)).sum(axis=3))
         return (y, weights) if return_weights else y
 
-    def _weights(self, blocks: jax.Array) -> jax.Array:
-        """blocks [B, P, Q, 16, 3] -> softmax over the last axis, [B, P, Q, N, 16, 16]."""
+    def _takes_best(self, dtype: Dtype, return_weights: bool) -> bool:
+        """Whether the form runs that finds the blocks' best pixels without the other 15."""
+        if self.implementation == "definition" or return_weights:
+            return False
+        reason = refuses(dtype, self.num_heads, self.bn.features)
+        if self.values == "conv":
+            reason = 'it takes stem_values "spatial" and "plain", not "conv"'
+        if self.implementation is None:
+            return reason is None and platform() == "tpu"
+        if reason is not None:
+            raise NotImplementedError(
+                f'implementation "tpu_blocks" cannot run this stem: {reason}. '
+                "implementation=None takes one that can."
+            )
+        return True
+
+    def _best(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """BN is affine in each channel, so the pool's winner is known before BN.
+
+        A scale of exactly 0 makes all pixels tie. It is given the gradient at the largest output
+        and not, as by the definition, that at the first pixel's: either is one of its gradients.
+        """
+        kernel = self._value_kernel().reshape(BLOCK**2, 3, self.num_heads, -1)
+        highest = self.bn.scale[...] >= 0
+        best = best_of_blocks(x, *self._logit_kernels(), kernel, highest, self.bn.mean[...])
+        return nnx.relu(self.bn.with_moments(best.value, best.mean, best.square, train=train))
+
+    def _logit_kernels(self) -> tuple[jax.Array, jax.Array | None]:
+        """`content` and `relative` of `attention_weights`, in the parameters' dtype."""
         per_head = (3, self.num_heads, -1)
         query = self.query.kernel[...].reshape(per_head)
         key = self.key.kernel[...].reshape(per_head)
-        content = jnp.einsum("cnd,end->nce", query, key).astype(blocks.dtype)
-        accumulator = np.promote_types(blocks.dtype, jnp.float32)
-        content_query = jnp.einsum("bpqic,nce->bpqnie", blocks, content)
-        logits = jnp.einsum(
-            "bpqnie,bpqje->bpqnij", content_query, blocks, preferred_element_type=accumulator
-        )
-        if self.relative:
-            row, column = self.row_embedding[...], self.column_embedding[...]
-            row_of, column_of = np.divmod(np.arange(BLOCK**2), BLOCK)
-            # Row i, column j: from query pixel i to key pixel j, shifted to start at 0.
-            row_offset = row_of[None, :] - row_of[:, None] + BLOCK - 1
-            column_offset = column_of[None, :] - column_of[:, None] + BLOCK - 1
-            relative = jnp.concatenate([row[row_offset], column[column_offset]], axis=-1)
-            relative = jnp.einsum("cnd,ijd->ncij", query, relative).astype(blocks.dtype)
-            logits = logits + jnp.einsum(
-                "bpqic,ncij->bpqnij", blocks, relative, preferred_element_type=accumulator
-            )
-        return jax.nn.softmax(logits, axis=-1).astype(blocks.dtype)
+        content = jnp.einsum("cnd,end->nce", query, key)
+        if not self.relative:
+            return content, None
+        row, column = self.row_embedding[...], self.column_embedding[...]
+        row_of, column_of = np.divmod(np.arange(BLOCK**2), BLOCK)
+        # Row i, column j: from query pixel i to key pixel j, shifted to start at 0.
+        row_offset = row_of[None, :] - row_of[:, None] + BLOCK - 1
+        column_offset = column_of[None, :] - column_of[:, None] + BLOCK - 1
+        relative = jnp.concatenate([row[row_offset], column[column_offset]], axis=-1)
+        return content, jnp.einsum("cnd,ijd->ncij", query, relative)
+
+    def _value_kernel(self) -> jax.Array:
+        """[16, 3, C] for the key pixels, in the parameters' dtype."""
+        if self.values == "plain":
+            kernel = self.value.kernel[...]
+            return jnp.broadcast_to(kernel, (BLOCK**2, *kernel.shape))
+        mixture = self.mixture_weights().reshape(BLOCK**2, -1)
+        return jnp.einsum("jm,mcd->jcd", mixture, self.value.kernel[...])
 
     def _values(self, images: jax.Array, blocks: jax.Array) -> jax.Array:
         """-> [B, P, Q, 16, N, D]."""
         if self.values == "conv":
-            values = _to_blocks(self.value_conv(images))
+            values = to_blocks(self.value_conv(images))
         elif self.values == "plain":
             values = self.value(blocks)
         else:
-            mixture = self.mixture_weights().reshape(BLOCK**2, -1)
-            kernel = jnp.einsum("jm,mcd->jcd", mixture, self.value.kernel[...])
-            values = jnp.einsum("bpqjc,jcd->bpqjd", blocks, kernel.astype(blocks.dtype))
+            kernel = self._value_kernel().astype(blocks.dtype)
+            values = jnp.einsum("bpqjc,jcd->bpqjd", blocks, kernel)
         return values.reshape(*blocks.shape[:4], self.num_heads, -1)
-
-
-def _to_blocks(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, H/4, W/4, 16, C]: aligned blocks, their pixels row by row."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // BLOCK, BLOCK, width // BLOCK, BLOCK, channels)
-    return x.swapaxes(2, 3).reshape(batch, height // BLOCK, width // BLOCK, BLOCK**2, channels)

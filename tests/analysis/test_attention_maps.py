@@ -1,5 +1,7 @@
 """Attention figures: the right weights at the right place, and a picture that shows something."""
 
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -70,6 +72,21 @@ def test_figure_file(tmp_path):
         assert (picture[rows, width // 2 :] != 255).any(axis=-1).mean() > 0.1
 
 
+def test_chosen_heads_as_drawing_for_papers(tmp_path):
+    attention = {"group1/block1": softmax(np.random.default_rng(0), 8, 8, 8, 7, 7)}
+    path = tmp_path / "maps.svg"
+    save_attention_figure(path, an_image(), attention, heads=[5, 2], queries=[(9, 9)])
+    drawing = path.read_text()
+    assert drawing.lstrip().startswith("<?xml") and "</svg>" in drawing
+    words = re.findall(r">([^<>]+)</text>", drawing)
+    assert [word for word in words if word.startswith("head")] == ["head 5", "head 2"]
+    figure = attention_figure(an_image(), attention, heads=[5, 2], queries=[(9, 9)])
+    maps = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    assert [np.shape(m) for m in maps[1:]] == [(32, 32, 3), (7, 7), (7, 7)]
+    np.testing.assert_array_equal(maps[2], attention["group1/block1"][2, 2, 4])
+    np.testing.assert_array_equal(maps[3], attention["group1/block1"][2, 2, 1])
+
+
 def test_figure_shows_the_chosen_layers_and_every_head():
     rng = np.random.default_rng(0)
     attention = {f"group1/block{b}": softmax(rng, 8, 8, 2, 5, 5) for b in range(1, 7)}
@@ -99,6 +116,7 @@ def test_figure_shows_the_chosen_layers_and_every_head():
         (dict(image=an_image()[..., 0]), ValueError, r"image must be \[H, W, 3\], got \[32, 32\]"),
         (dict(layers=["group1/block3"]), ValueError, "did you mean 'group1/block1'"),
         (dict(queries=[(40, 0)]), ValueError, r"query \(40, 0\) is outside the image of 32x32"),
+        (dict(heads=[1, 3]), ValueError, "has the 2 heads 1 to 2 and no 3"),
         (dict(queries=[]), ValueError, "nothing to show: 0 queries"),
         (dict(attention={}), ValueError, "nothing to show: 3 queries, 0 layers"),
         (

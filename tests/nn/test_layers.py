@@ -67,6 +67,23 @@ def test_batch_norm_on_four_devices_is_batch_norm_on_one(group_size):
         np.testing.assert_allclose(one, four, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_takes_moments_from_elsewhere(train):
+    def fresh():
+        bn = BatchNorm(3, group_size=2, rngs=nnx.Rngs(0))
+        bn.mean[...] = jnp.array([0.5, -1.0, 2.0])
+        return bn
+
+    x = normal(0, 4, 5, 3)
+    expected, got = fresh(), fresh()
+    centred = x - expected.mean[...].reshape(1, 1, 3)
+    moments = centred.mean(axis=1), jnp.square(centred).mean(axis=1)
+    y = got.with_moments(x, *moments, train=train)
+    np.testing.assert_allclose(y, expected(x, train=train), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got.mean[...], expected.mean[...], rtol=1e-6)
+    np.testing.assert_allclose(got.var[...], expected.var[...], rtol=1e-6)
+
+
 def test_sinusoidal_position_tells_every_place_apart():
     code = sinusoidal_position(6, 5, 8)
     assert code.shape == (6, 5, 8)

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,20 +22,25 @@ FAST_COMPILE = {
 }
 
 
-# A test for each of them. tpu_lanes takes half a minute to compile for the interpreter.
+def implementations(dtype: str) -> list[str]:
+    """The names of those that take a dtype and run on this machine.
+
+    gpu_triton does on a GPU, and in Triton's interpreter where TRITON_INTERPRET is 1.
+    """
+    problem = Problem(
+        jax.default_backend(), jnp.dtype(dtype), (1, 8, 8, 2, 8), checked_options(7, "zero", None)
+    )
+    return [name for name, one in IMPLEMENTATIONS.items() if one.refuses(problem) is None]
+
+
+# A test for each that runs here. tpu_lanes takes half a minute to compile for the interpreter.
 every = pytest.mark.parametrize(
     "implementation",
     [
         pytest.param(name, marks=pytest.mark.slow if name == "tpu_lanes" else [])
-        for name in IMPLEMENTATIONS
+        for name in implementations("float32")
     ],
 )
-
-
-def implementations(dtype: str) -> list[str]:
-    """The names of those that take a dtype."""
-    problem = Problem("cpu", jnp.dtype(dtype), (1, 8, 8, 2, 8), checked_options(7, "zero", None))
-    return [name for name, one in IMPLEMENTATIONS.items() if one.refuses(problem) is None]
 
 
 @dataclass(frozen=True)

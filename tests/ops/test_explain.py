@@ -26,7 +26,7 @@ def explain(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *arg
         ("--shape 56,56,8,8 --dtype float16 --platform tpu", "rows", "dtype float16; it takes"),
         ("--shape 200,200,8,32 --platform tpu", "rows", "MiB of fast memory, more than"),
         ("--shape 7,7,8,64 --platform cpu", "dense", "written for TPU; on cpu"),
-        ("--shape 14,14,8,32 --platform gpu", "rows", "written for TPU; on gpu"),
+        ("--shape 14,14,8,128 --platform gpu", "rows", "head dimension 128; it takes up to 64"),
     ],
 )
 def test_explain(arguments: str, picked: str, reason: str, monkeypatch, capsys) -> None:

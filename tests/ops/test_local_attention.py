@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from sasa_jax import local_attention, local_attention_weights
-from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS
 from sasa_jax.ops.local_attention.workloads import RESOLUTIONS, Workload
 
-from .cases import FAST_COMPILE, every
+from .cases import FAST_COMPILE, every, implementations
 
-FAST = [name for name in IMPLEMENTATIONS if name != "definition"]
+FAST = [name for name in implementations("float32") if name != "definition"]
 fast = pytest.mark.parametrize("implementation", FAST)
 
 # float32: a few roundings of 6e-8 on sums of order one, with logits of a few units.

@@ -1,20 +1,24 @@
-"""The TPU kernel compiled for real chips by libtpu: no TPU is needed, and nothing is run.
+"""The TPU kernels compiled for real chips by libtpu: no TPU is needed, and nothing is run.
 
 `make test-tpu` installs libtpu in an environment of its own.
 """
 
 import importlib.util
 import os
+import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sasa_jax import local_attention
+from sasa_jax.nn import AttentionStem
 from sasa_jax.ops.local_attention.workloads import RESNET50
 
 pytestmark = pytest.mark.skipif(
@@ -107,3 +111,46 @@ def test_128_images_take_the_vector_unit(mesh: Mesh) -> None:
 def test_float16_falls_through(mesh: Mesh) -> None:
     text = program(mesh, (2, 9, 9, 2, 8), jnp.float16, 5)
     assert "local_attention_forward" not in text
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, of_images, options",
+    [
+        ((2, 224, 224), "bfloat16", False, {"features": 64}),
+        ((1, 640, 640), "float32", False, {"features": 64, "values": "plain"}),  # RetinaNet's
+        ((3, 20, 36), "float32", True, {"features": 18, "num_heads": 3, "relative": False}),
+        ((1, 64, 64), "bfloat16", True, {"features": 512, "num_heads": 16}),  # the most it takes
+    ],
+    ids=str,
+)
+def test_attention_stem(
+    shape: tuple[int, ...], dtype: str, of_images: bool, options: dict, mesh: Mesh
+) -> None:
+    """One kernel each way: that for the parameters' gradients, or that for the images'."""
+    stem = AttentionStem(
+        **options, batch_norm={"group_size": shape[0]}, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)
+    )
+    graph, *variables = nnx.split(stem, nnx.Param, ...)
+
+    def abstract(x: jax.Array, spec: P) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    variables = jax.tree.map(partial(abstract, spec=P()), variables)
+    images = jax.ShapeDtypeStruct((shape[0] * mesh.size, *shape[1:], 3), dtype)
+
+    @jax.jit
+    def gradients(variables: list[nnx.State], images: jax.Array):
+        params, rest = variables
+
+        def call(params: nnx.State, images: jax.Array) -> jax.Array:
+            return nnx.merge(graph, params, rest, copy=True)(images, train=True)
+
+        output, transpose = jax.vjp(call, params, images)
+        return transpose(output)[of_images]
+
+    with jax.set_mesh(mesh):
+        text = gradients.lower(variables, abstract(images, P("data"))).compile().as_text()
+    backward = "block_attention_backward" + "_image" * of_images
+    kernels = set(re.findall(r"%(block_attention_\w+)", text))
+    assert kernels == {"block_attention_forward", backward}
+    assert not [op for op in ("all-gather", "all-to-all") if op in text]

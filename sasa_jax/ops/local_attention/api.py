@@ -3,9 +3,9 @@
 from functools import partial
 
 import jax
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from sasa_jax.ops.devices import batch_mesh, equally_varying, platform
 from sasa_jax.ops.local_attention import definition
 from sasa_jax.ops.local_attention.checks import checked
 from sasa_jax.ops.local_attention.contract import Boundary, Implementation, Inputs, Options, Problem
@@ -43,8 +43,9 @@ def local_attention(
       boundary: "zero": slots outside the image have key 0 and value 0 and stay in the softmax, as
         zero padding before projections without bias gives. "mask": they get no probability.
       scale: multiplies the logits; None for 1, as in the paper.
-      implementation: one of "tpu_lanes", "tpu_matrix", "dense", "rows", "definition"; None for
-        the best at hand (`python -m sasa_jax.ops.local_attention --explain` says which, and why).
+      implementation: one of "tpu_lanes", "tpu_matrix", "gpu_triton", "dense", "rows", "definition";
+        None for the best at hand (`python -m sasa_jax.ops.local_attention --explain` says which,
+        and why).
 
     Returns:
       [B, H, W, N, D] in the inputs' dtype. Reverse-mode differentiation once; forward mode and
@@ -62,7 +63,7 @@ def local_attention(
     """
     inputs = Inputs(query, key, value, row_embedding, column_embedding)
     inputs, options = checked(inputs, window=window, boundary=boundary, scale=scale)
-    mesh = _batch_mesh(inputs.query.shape[0])
+    mesh = batch_mesh(inputs.query.shape[0])
     problem = _problem(inputs, options, devices=1 if mesh is None else mesh.size)
     return _attend(choose(implementation, problem), options, mesh, inputs)
 
@@ -99,7 +100,7 @@ def _attend(
     inputs: Inputs,
 ) -> jax.Array:
     def attend(inputs: Inputs) -> jax.Array:
-        return chosen.attend(options, _equally_varying(inputs))
+        return chosen.attend(options, equally_varying(inputs))
 
     if mesh is None:
         return attend(inputs)
@@ -114,39 +115,9 @@ def _attend(
 
 def _problem(inputs: Inputs, options: Options, devices: int) -> Problem:
     batch, *rest = inputs.query.shape
-    device = jax.sharding.get_abstract_mesh().abstract_device
     return Problem(
-        platform=jax.default_backend() if device is None else device.platform,
+        platform=platform(),
         dtype=inputs.query.dtype,
         shape=(batch // devices, *rest),
         options=options,
     )
-
-
-def _batch_mesh(batch: int) -> jax.sharding.AbstractMesh | None:
-    """The context mesh if the batch can be spread over it, so that loops over images stay local."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or batch % mesh.size:
-        return None
-    if any(kind != AxisType.Auto for kind in mesh.axis_types):  # Manual: inside a shard_map already
-        return None
-    return mesh
-
-
-def _equally_varying(inputs: Inputs) -> Inputs:
-    """Marks every input as varying over the mesh axes that any of them varies over.
-
-    Within a shard_map the replicated tables' gradients differ per device: the mark makes JAX sum
-    them.
-    """
-
-    def varying(x: jax.Array) -> frozenset[str]:
-        return jax.typeof(x).manual_axis_type.varying
-
-    axes = frozenset().union(*map(varying, jax.tree.leaves(inputs)))
-
-    def vary(x: jax.Array) -> jax.Array:
-        missing = tuple(sorted(axes - varying(x)))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-    return jax.tree.map(vary, inputs)

@@ -4,6 +4,8 @@ from sasa_jax.checks import nearest
 from sasa_jax.ops.local_attention.contract import Implementation, Problem
 from sasa_jax.ops.local_attention.definition import definition
 from sasa_jax.ops.local_attention.dense import dense
+from sasa_jax.ops.local_attention.gpu_triton import gpu_triton
+from sasa_jax.ops.local_attention.gpu_triton import refuses as triton_refuses
 from sasa_jax.ops.local_attention.rows import rows
 from sasa_jax.ops.local_attention.tpu_lanes import refuses as lanes_refuses
 from sasa_jax.ops.local_attention.tpu_lanes import tpu_lanes
@@ -14,6 +16,12 @@ from sasa_jax.ops.local_attention.tpu_matrix import tpu_matrix
 def _off_tpu(problem: Problem) -> str | None:
     if problem.platform != "tpu":
         return f"written for TPU; on {problem.platform} it runs in an interpreter, slowly"
+    return None
+
+
+def _off_gpu(problem: Problem) -> str | None:
+    if problem.platform != "gpu":
+        return f"written for GPU; on {problem.platform} it runs only in an interpreter, for tests"
     return None
 
 
@@ -39,6 +47,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         tpu_lanes, lanes_refuses, declines=lambda problem: _off_tpu(problem) or _idle_lanes(problem)
     ),
     "tpu_matrix": Implementation(tpu_matrix, matrix_refuses, declines=_off_tpu),
+    "gpu_triton": Implementation(gpu_triton, triton_refuses, declines=_off_gpu),
     "dense": Implementation(dense, declines=_large_map),
     "rows": Implementation(rows),
     "definition": Implementation(definition),

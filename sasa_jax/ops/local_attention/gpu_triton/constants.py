@@ -1,0 +1,97 @@
+"""The kernels' compile-time arguments for a problem, and how many programs they start."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+
+from sasa_jax.ops.local_attention.contract import Options
+
+TILE_H, TILE_W = 2, 8  # pixels of a tile: of 16, the shape whose halo fills 8 x 16 best
+SLOTS = 16  # a window's offsets, padded
+SECTOR = 32  # bytes: the least that is read from memory
+LOG2E = 1.4426950408889634
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a kernel is compiled with, and how many programs there are."""
+
+    kernel: str  # forward, backward_queries or backward_keys
+    constants: dict[str, int | float | bool | str]
+    programs: int
+    warps: int
+
+    @property
+    def group(self) -> int:
+        """Heads of one program."""
+        return self.constants["GROUP"]
+
+
+def launch_of(
+    kernel: Literal["forward", "backward_queries", "backward_keys"],
+    options: Options,
+    shape: tuple[int, int, int, int, int],
+    dtype: jnp.dtype,
+    *,
+    content: bool,
+    tables: bool,
+    per_head: bool,
+) -> Launch:
+    """Args:
+    shape: [B, H, W, N, D].
+    content: there is a key.
+    tables, per_head: there are embeddings, and one for each head.
+    """
+    batch, height, width, heads, dim = shape
+    halo = (TILE_H + options.window - 1, TILE_W + options.window - 1)
+    cols = power_of_two(halo[1])
+    rows = min(_chunk(kernel, dim) // cols, power_of_two(halo[0]))
+    # So many heads that they fill the sectors that are read. A program sums up one table's gradient
+    # over its heads, so one head each where each has a table.
+    group = 1 if per_head else math.gcd(heads, max(1, SECTOR // (dim * dtype.itemsize)))
+    constants = {
+        "HEIGHT": height,
+        "WIDTH": width,
+        "HEADS": heads,
+        "DIM": dim,
+        "WINDOW": options.window,
+        "SCALE": options.scale,
+        "SCALE2": options.scale * LOG2E,  # to units of log 2
+        "MASK": options.boundary == "mask",
+        "CONTENT": content,
+        "TABLES": tables,
+        "PER_HEAD": per_head,
+        "GROUP": group,
+        "DIM_BLOCK": max(16, power_of_two(dim)),  # 16: the least that tl.dot sums over
+        "ROWS": rows,
+        "COLS": cols,
+        "CHUNKS": -(-halo[0] // rows),
+    }
+    programs = batch * -(-height // TILE_H) * (heads // group)
+    return Launch(kernel, constants, programs, _warps(kernel, dim, dtype))
+
+
+def _chunk(kernel: str, dim: int) -> int:
+    """Pixels of the halo that a tile meets at a time: so many that no register is spilled.
+
+    128, the whole halo of windows up to 7, where a kernel goes over it once or twice.
+    """
+    if kernel == "backward_keys":
+        return 64 if dim <= 16 else 32
+    return 128
+
+
+def _warps(kernel: str, dim: int, dtype: jnp.dtype) -> int:
+    """One, whose share of a matrix product is 16 rows; more where registers do not do."""
+    if dtype.itemsize == 4:  # multiplied without matrix units
+        return 4
+    if kernel == "backward_queries":
+        return 1 if dim <= 16 else 2 if dim <= 32 else 4
+    return 1
+
+
+def power_of_two(size: int) -> int:
+    """The least one that is not below `size`."""
+    return 1 << (size - 1).bit_length()
