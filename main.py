@@ -1,4 +1,4 @@
-"""Trains, evaluates or inspects one experiment.
+"""Trains, evaluates, inspects or uses one experiment.
 
     python main.py --config=configs/digits.py --workdir=runs/digits [--mode=MODE] [--config.KEY=...]
 
@@ -8,41 +8,115 @@ Modes:
     dry_run  everything but the step: tables, shapes, memory; leaves workdir alone
     digest   prints one SHA-256 over the newest checkpoint's state
 
-Exit codes: 0 done; 2 refused, with what to do about it on stderr; 130 or 143 stopped by Ctrl-C or
-SIGTERM, after saving; 3 too many steps in a row were not finite; 1 anything else, a hang too.
+Modes that use a trained network; workdir knows its config, so they need no --config:
+    predict  classes of or objects in --images: --workdir=runs/digits --images='photos/*.jpg'
+             [--output=x.csv|json|jsonl] [--pictures=FOLDER] [--top_k=5] [--min_score=0.3]
+    export   for other runtimes: --workdir=runs/digits --format=safetensors|torch|stablehlo|
+             savedmodel|onnx [--output=FOLDER] [--images='photos/*.jpg' to check it on]
+    explain  a page to look at its attention in: --workdir=runs/digits --image=photo.jpg
+             [--output=explain.html]
+
+Exit codes: 0 done; 2 refused, or too much of the data is corrupt, with what to do about it on
+stderr; 130 or 143 stopped by Ctrl-C or SIGTERM, after saving; 3 too many steps in a row were not
+finite; 4 the disk is full, or a checkpoint could not be written; 1 anything else, a hang too.
 `--verbosity=1` shows the traceback of a refusal.
 """
 
-import platform
+import errno
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-import flax
 import jax
 from absl import app, flags, logging
-from clu import parameter_overview
 from ml_collections import config_flags
 
 from sasa_jax import training
-from sasa_jax.analysis import count, format_table
-from sasa_jax.tasks import Classification, Detection, open_task
-
-Task = Classification | Detection
+from sasa_jax.checks import check_choice
+from sasa_jax.data import CorruptDataError
+from sasa_jax.explorer.command import explain_file
+from sasa_jax.export.command import export_model
+from sasa_jax.prediction.command import predict_files
+from sasa_jax.tasks import Task, dry_run, first_screen, open_task
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; configs/digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<name of the config>.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "eval", "dry_run", "digest"], "What to do.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "Several processes: auto on Cloud TPU and under SLURM, Open MPI or Kubernetes; elsewhere "
+    "HOST:PORT of the first, with --process. None is one process.",
+)
+_PROCESS = flags.DEFINE_string("process", None, "INDEX/COUNT of this one, e.g. 0/4.")
+_IMAGES = flags.DEFINE_multi_string(
+    "images", [], "predict, export: a file, folder or quoted glob; may be given several times."
+)
+_FORMAT = flags.DEFINE_string(
+    "format", None, "export: safetensors, torch, stablehlo, savedmodel or onnx."
+)
+_IMAGE = flags.DEFINE_string("image", None, "explain: a photo.")
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "predict: a .csv, .json or .jsonl; else the screen. explain: a .html. export: a folder.",
+)
+_PICTURES = flags.DEFINE_string("pictures", None, "predict: a folder for a picture of each image.")
+_TOP_K = flags.DEFINE_integer("top_k", 5, "predict: classes of an image.")
+_MIN_SCORE = flags.DEFINE_float("min_score", 0.3, "predict: least score of a box.")
+_PREDICT_BATCH = flags.DEFINE_integer("predict_batch", 32, "predict: images at a time.")
+
+# What a trained network is used for, by mode; each raises ValueError or OSError to refuse.
+_USES: dict[str, Callable[[Path], None]] = {
+    "predict": lambda source: predict_files(
+        source,
+        _IMAGES.value,
+        output=_path(_OUTPUT.value),
+        pictures=_path(_PICTURES.value),
+        top_k=_TOP_K.value,
+        min_score=_MIN_SCORE.value,
+        batch_size=_PREDICT_BATCH.value,
+    ),
+    "export": lambda source: export_model(
+        source, _FORMAT.value, images=_IMAGES.value, output=_path(_OUTPUT.value)
+    ),
+    "explain": lambda source: explain_file(source, _IMAGE.value, output=_path(_OUTPUT.value)),
+}
+_MODES = ("train", "eval", "dry_run", "digest", *_USES)
+_MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(_MODES)}.")
 
 
 def main(argv: list[str]) -> None:
     if not logging.level_debug():
         logging.set_verbosity(logging.WARNING)  # Orbax reports every file it writes.
     if len(argv) > 1:
-        _refuse(ValueError(f"unexpected argument {argv[1]!r}: flags are written --name=value"))
-    run(_CONFIG.value.to_dict(), Path(_WORKDIR.value or _default_workdir()), _MODE.value)
+        hint = "flags are written --name=value, and a glob is quoted"
+        _refuse(ValueError(f"unexpected argument {argv[1]!r}: {hint}"))
+    try:
+        check_choice("--mode", _MODE.value, _MODES)
+        if _COORDINATOR.value or _PROCESS.value:
+            training.connect(_COORDINATOR.value or "", _PROCESS.value)
+        training.check_connected()
+    except ValueError as error:
+        _refuse(error)
+    workdir = Path(_WORKDIR.value or _default_workdir())
+    with training.failing_alone():
+        if _MODE.value in _USES:
+            use(workdir, _MODE.value)
+        else:
+            run(_CONFIG.value.to_dict(), workdir, _MODE.value)
+
+
+def use(source: Path, mode: str) -> None:
+    """Does something with a trained network; leaves by SystemExit where that is not to be."""
+    try:
+        _USES[mode](source)
+    except (ValueError, OSError) as error:
+        _refuse(error)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def run(config: dict[str, Any], workdir: Path, mode: str) -> None:
@@ -56,21 +130,32 @@ def run(config: dict[str, Any], workdir: Path, mode: str) -> None:
         _refuse(error)
 
     if jax.process_index() == 0:
-        print(_first_screen(task, config, plan, workdir), flush=True)
+        print(first_screen(task, config, plan, workdir), flush=True)
     try:
         match mode:
             case "dry_run":
-                print(_dry_run(task, config, plan))
+                print(dry_run(task, config, plan))
                 return
             case "eval":
                 results = training.evaluate(task, config, plan, workdir)
             case "train":
                 _, results = training.train(task, config, plan, workdir)
-    except training.WorkdirError as error:
+    except (training.WorkdirError, CorruptDataError) as error:
         _refuse(error)
     except training.NotFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
+    except training.SaveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(4)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        saved = training.saved_step(workdir)
+        print(
+            f"error: the disk of {workdir} is full ({error}); saved: step {saved}", file=sys.stderr
+        )
+        sys.exit(4)
     except training.Interrupted as stop:
         print(stop)
         sys.exit(stop.exit_code)
@@ -103,60 +188,8 @@ def _check_writable(workdir: Path) -> None:
         ) from error
 
 
-def _first_screen(task: Task, config: dict[str, Any], plan: training.Plan, workdir: Path) -> str:
-    devices, model = jax.devices(), config["model"]
-    size, batch = task.image_size, config["batch_size"]
-    saved = training.saved_step(workdir)
-    counts = count(task.build_model, size)
-    lines = {
-        "devices": f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()}), "
-        f"{jax.process_count()} process; mesh: data={len(devices)}",
-        "versions": f"Python {platform.python_version()}, jax {jax.__version__}, "
-        f"flax {flax.__version__}",
-        "train data": task.data.train.description,
-        "eval data": task.data.evaluation.description,
-        "images": f"{size}x{size}",
-        **task.description(),
-        "steps": f"{plan.total_steps:,} ({plan.epochs:.1f} epochs), warm-up {plan.warmup_steps:,}",
-        "batch": f"{batch}, {batch // len(devices)} a device"
-        + f", in {config['accumulation_steps']} micro-batches" * (config["accumulation_steps"] > 1),
-        "learning rate": f"{plan.learning_rate:g} at its peak"
-        + f" = {config['learning_rate']:g} x {batch} / {config['reference_batch_size']}"
-        * (config["reference_batch_size"] is not None),
-        "precision": f"{model['dtype'] or 'float32'} computation; "
-        f"{model['param_dtype'] or 'float32'} parameters; float32 statistics, softmax and loss",
-        "workdir": f"{workdir}" + (f", holds step {saved}" if saved else ""),
-    }
-    text = [f"{name:14} {line}" for name, line in lines.items()]
-    if task.data.missing:
-        text.append(f"data: not found here. {task.data.missing}")
-    text += ["", f"{task.name}, one image of {size}x{size}:", format_table(counts)]
-    return "\n".join([*text, ""])
-
-
-def _dry_run(task: Task, config: dict[str, Any], plan: training.Plan) -> str:
-    mesh = training.data_mesh()
-    with jax.set_mesh(mesh):
-        program = training.make_program(task, config, plan, mesh)
-        begin = time.perf_counter()
-        compiled = program.step.lower(program.state, program.batch).compile()
-    seconds = time.perf_counter() - begin
-    overview = parameter_overview.get_parameter_overview(program.state.params, include_stats=False)
-    memory = training.step_memory(compiled)
-    text = [overview, "", f"compiled the training step in {seconds:.1f} s"]
-    if memory is not None:
-        text.append(
-            f"memory of one step on each device, as XLA plans it for {jax.default_backend()}: "
-            f"{_size(memory.total)} = {_size(memory.arguments)} state and batch + "
-            f"{_size(memory.temporaries)} activations and other temporaries + "
-            f"{_size(memory.new_outputs)} new results"
-        )
-    text.append(task.describe_parameters())
-    return "\n".join([*text, "dry run: no step was taken"])
-
-
-def _size(number: int) -> str:
-    return f"{number / 2**20:,.0f} MiB" if number < 2**33 else f"{number / 2**30:,.1f} GiB"
+def _path(value: str | None) -> Path | None:
+    return Path(value) if value else None
 
 
 def _default_workdir() -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from safetensors.numpy import load_file
 
 from sasa_jax.models import model_options
 from sasa_jax.models.pretrained import from_torch
@@ -52,12 +53,6 @@ def load_backbone(
 
 
 def _from_file(file: Path, model: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        from safetensors.numpy import load_file
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"backbone_from {file} needs safetensors: pip install 'sasa_jax[export]'"
-        ) from error
     if not file.is_file():
         raise ValueError(f"backbone_from: there is no file {file}")
     options = given(model) | {"num_classes": None}
