@@ -61,6 +61,9 @@ def _base_config(task: str) -> ConfigDict:
     # threads and exits: a hung host would keep all others waiting. 0 is never.
     config.hang_seconds = 1800.0
 
+    # The first and the last step to trace, into profile/; (0, 0) is none.
+    config.profile = (0, 0)
+
     config.data = ConfigDict()
     config.data.name = placeholder(str)  # as TFDS has it
     config.data.dir = placeholder(str)  # None: $TFDS_DATA_DIR, else ~/tensorflow_datasets

@@ -48,6 +48,7 @@ class ImageTask(abc.ABC):
         "hang_seconds",
         "keep_checkpoints",
         "log_every",
+        "profile",
         "data.dir",
         "data.eval_split",
         "data.max_corrupt_share",

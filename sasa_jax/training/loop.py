@@ -13,6 +13,7 @@ from sasa_jax.training.distributed import Agreement, data_mesh, put_batch
 from sasa_jax.training.guards import Interrupted, StopGuard, Watchdog, check_finite
 from sasa_jax.training.meter import Meter
 from sasa_jax.training.plan import Plan
+from sasa_jax.training.profiling import Profiler
 from sasa_jax.training.scoring import Scorer, eval_record
 from sasa_jax.training.state import TrainState, make_program
 from sasa_jax.training.task import Results, Task
@@ -32,7 +33,7 @@ def train(
         task: what to train.
         config: plain nested dicts; stored with every checkpoint.
         plan: the config's derived values.
-        workdir: gets checkpoints/, metrics.jsonl, tensorboard/ and the task's pictures.
+        workdir: gets checkpoints/, metrics.jsonl, tensorboard/, the task's pictures and profile/.
 
     Returns:
         The last state, and its evaluation: of the variables "average" and "raw".
@@ -111,6 +112,7 @@ def train(
             return put_batch(batch, mesh)
 
         scorer = Scorer(task, put_evaluated, writers)
+        profiler = stack.enter_context(Profiler(workdir / "profile", config["profile"]))
         step = start
         scalars: dict[str, jax.Array] = {}
         if evaluate_again:
@@ -123,8 +125,10 @@ def train(
                 fetched = next(batches)
                 batch = put_batch({name: fetched[name] for name in program.batch}, mesh)
             previous = scalars
-            state, scalars = train_step(state, batch)
+            with profiler.step(step + 1):
+                state, scalars = train_step(state, batch)
             step += 1
+            profiler.after(step, scalars)
             meter.add(scalars)
             # Wait for the step before this one, never for this one: the devices always have a
             # step ahead of them, and batches do not pile up there.

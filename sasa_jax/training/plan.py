@@ -44,6 +44,8 @@ def make_plan(config: Mapping[str, Any], train_size: int) -> Plan:
         _check(config, key, config[key] >= 0, "at least 1, or 0 for the end only")
     for key in ("learning_rate", "warmup_epochs", "weight_decay", "hang_seconds"):
         _check(config, key, config[key] >= 0, "at least 0")
+    first, last = config["profile"]
+    _check(config, "profile", 0 <= first <= last, "(first, last) of the steps to trace, or (0, 0)")
     _check(config, "total_epochs", config["total_epochs"] > 0, "more than 0")
     _check(config, "average_decay", 0 <= config["average_decay"] < 1, "in [0, 1)")
     if config["clip_norm"] is not None:

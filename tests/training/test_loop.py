@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import gzip
 import json
 import pathlib
 import re
@@ -168,6 +169,17 @@ def test_a_run_stopped_in_an_evaluation_ends_in_the_same_bits(whole, tmp_path, e
     assert stop.value.exit_code == 130
     assert saved_step(tmp_path) == step
     assert digest(run(tmp_path)) == digest(whole[1]) == saved_digest(tmp_path)
+
+
+def test_steps_are_traced_on_request_and_nothing_else_changes(whole, tmp_path, capsys):
+    state = run(tmp_path, profile=(3, 5))
+    assert digest(state) == digest(whole[1])
+    (trace,) = tmp_path.glob("profile/plugins/profile/*/perfetto_trace.json.gz")
+    text = gzip.decompress(trace.read_bytes()).decode()
+    assert re.findall(r'"step_num": ?"?(\d+)', text) == ["3", "4", "5"]
+    assert "traced up to step 5" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"profile must be \(first, last\)"):
+        run(tmp_path / "other", profile=(5, 3))
 
 
 def test_a_resumed_run_logs_every_step_once(whole, tmp_path):

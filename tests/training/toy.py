@@ -37,6 +37,7 @@ CONFIG = {
     "eval_every": 8,
     "log_every": 3,
     "hang_seconds": 0.0,
+    "profile": (0, 0),
     "data": {"dir": "here"},
 }
 TRAIN_SIZE, FEATURES, CLASSES = 40, 5, 3
@@ -83,7 +84,7 @@ class ToyTask:
 
     train_size = TRAIN_SIZE
     class_names = ("a", "b", "c")
-    free_keys = ("log_every", "data.dir")
+    free_keys = ("log_every", "profile", "data.dir")
 
     def __init__(
         self,
