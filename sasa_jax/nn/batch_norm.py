@@ -63,14 +63,12 @@ class BatchNorm(nnx.Module):
         """
         if not train:
             return self._normalise(x, None)
-        # [G, group, pixels, C]: one row of statistics for each group.
         grouped = self._grouped(x).astype(self.mean[...].dtype)
-        grouped = grouped.reshape(*grouped.shape[:2], -1, x.shape[-1])
         # Mean and mean square in one pass over the activations, which is what this layer costs.
         # About the running mean and not about 0, so that the difference does not cancel.
-        centred = grouped - self.mean[...].reshape(1, 1, 1, -1)
-        moments = centred.mean(axis=(1, 2)), jnp.square(centred).mean(axis=(1, 2))
-        return self._normalise(x, moments)
+        centred = grouped - _along_channels(self.mean[...][None], grouped.ndim)
+        axes = tuple(range(1, grouped.ndim - 1))
+        return self._normalise(x, (centred.mean(axis=axes), jnp.square(centred).mean(axis=axes)))
 
     def with_moments(
         self, x: jax.Array, mean: jax.Array, square: jax.Array, *, train: bool
@@ -108,9 +106,18 @@ class BatchNorm(nnx.Module):
             group_var = jnp.maximum(square - jnp.square(shift), 0)
             self.mean[...] = self.decay * mean + (1 - self.decay) * group_mean.mean(axis=0)
             self.var[...] = self.decay * var + (1 - self.decay) * group_var.mean(axis=0)
-        groups, channels = group_mean.shape
         factor = self.scale[...].astype(mean.dtype)[None] * jax.lax.rsqrt(group_var + self.epsilon)
-        bias = self.bias[...].astype(mean.dtype).reshape(1, 1, channels)
-        grouped = x.reshape(groups, -1, channels).astype(mean.dtype)
-        y = (grouped - group_mean[:, None]) * factor[:, None] + bias
+        bias = self.bias[...].astype(mean.dtype)[None]
+        # Only the batch is split: on TPU, merging rows with anything else moves all numbers.
+        groups = len(group_mean)
+        grouped = x.reshape(groups, -1, *x.shape[1:]).astype(mean.dtype)
+        group_mean, factor, bias = (
+            _along_channels(array, grouped.ndim) for array in (group_mean, factor, bias)
+        )
+        y = (grouped - group_mean) * factor + bias
         return y.reshape(x.shape).astype(self.dtype or x.dtype)
+
+
+def _along_channels(array: jax.Array, ndim: int) -> jax.Array:
+    """[G, C] -> [G, 1, ..., 1, C] with `ndim` axes."""
+    return array.reshape(len(array), *[1] * (ndim - 2), -1)
