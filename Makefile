@@ -7,7 +7,8 @@ NEWEST_PYTHON ?= $(shell for p in python3.13 python3.12 $(HOME)/.pyenv/versions/
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 PYTEST = $(VENV)/bin/python -m pytest -n auto
 
-.PHONY: demo demo-detection test test-all test-newest test-multiprocess soak test-tpu lint clean
+.PHONY: demo demo-detection test test-all test-newest test-multiprocess soak test-tpu test-gpu \
+	bench-gpu docs lint clean
 
 # glibc gives large blocks back at once; on a CPU, faulting them in again costs a third of a step.
 KEEP_MEMORY = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000
@@ -69,6 +70,11 @@ bench-gpu:
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# The API reference, from the docstrings: build/docs/index.html.
+docs: $(VENV)/installed
+	$(PIP) --editable ".[docs]"
+	$(VENV)/bin/python -m docs.api build/docs
 
 clean:
 	rm -rf .venv .venv-newest .venv-tpu .venv-gpu .venv-bench-gpu build *.egg-info

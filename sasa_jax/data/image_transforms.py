@@ -257,7 +257,7 @@ def make_transform(kind: str, image_size: int, *, train: bool, **options: Any) -
       kind: see CropFlip, ShiftRotate and Plain.
       image_size: side of the resulting square in pixels.
       train: with augmentation; False is the kind's fixed way to evaluate. Both take all options.
-      **options: the fields of the kind's class.
+      options: the fields of the kind's class.
 
     Raises:
       ValueError: unknown kind or option (the nearest is suggested), or a value out of range.

@@ -82,7 +82,9 @@ class Task(Protocol):
         """The mean loss of a batch; with it the new batch statistics and scalars to log."""
         ...
 
-    def train_batches(self) -> Batches: ...
+    def train_batches(self) -> Batches:
+        """This process's part of the global batches, endless, with a state to resume from."""
+        ...
 
     def evaluate(self, variables: Mapping[str, Variables], put: Put) -> Callable[[], Evaluation]:
         """Scores every example of the evaluation split once, for each of the named variables.
