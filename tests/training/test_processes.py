@@ -36,22 +36,26 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def start(workdir: Path, data_dir: Path, count: int, config: str = "digits", **overrides: object):
-    """`count` processes that share four devices."""
+def start(
+    workdir: Path,
+    data_dir: Path,
+    count: int,
+    config: str = "digits",
+    of_last: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> list[subprocess.Popen]:
+    """`count` processes that share four devices, the last with overrides of its own."""
     port, (devices, left) = free_port(), divmod(4, count)
     assert not left
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.process", config, str(workdir), str(data_dir)]
-            + [f"{index}/{count}", str(port), str(devices)]
-            + [f"{key}={json.dumps(value)}" for key, value in (OPTIONS | overrides).items()],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(count)
-    ]
+    processes = []
+    for index in range(count):
+        own = OPTIONS | overrides | ((of_last or {}) if index == count - 1 else {})
+        command = [sys.executable, "-m", "tests.training.process", config, workdir, data_dir]
+        command += [f"{index}/{count}", port, devices]
+        command += [f"{key}={json.dumps(value)}" for key, value in own.items()]
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        processes.append(subprocess.Popen([str(word) for word in command], cwd=ROOT, **pipes))
+    return processes
 
 
 def free_port() -> int:
@@ -216,18 +220,8 @@ def test_another_number_of_processes_goes_on(alone, data_dir, tmp_path, counts):
 
 @pytest.mark.slow
 def test_one_that_fails_alone_ends_at_once_and_the_others_follow(data_dir, tmp_path):
-    """Its data is missing: the other waits for it in the first step's collective."""
-    processes = start(tmp_path, data_dir, 2)
-    (tmp_path / "other").mkdir()
-    processes[1].kill()
-    processes[1].communicate()
-    port = processes[0].args[-2]
-    command = [*processes[1].args]
-    command[4], command[7] = str(tmp_path / "other"), port
-    command += ['data__name="digit"']
-    processes[1] = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    """Its data has another name: the other waits for it in the first step's collective."""
+    processes = start(tmp_path, data_dir, 2, of_last={"data__name": "digit"})
     (survivor, *_), (failed, _, errors) = finish(processes)
     assert failed == 2 and "error: " in errors and "digits" in errors
     assert survivor in (-signal.SIGABRT, 1)
