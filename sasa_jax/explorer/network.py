@@ -169,16 +169,9 @@ def stem_logits(stem: AttentionStem) -> tuple[np.ndarray, np.ndarray]:
         Content C float32 [N, 3, 3] and relative R [N, 16, 16, 3]: the logit of query pixel x_i and
         key pixel x_j of a block, in head n, is x_i C_n x_j + x_i R_nij.
     """
-    per_head = (3, stem.num_heads, -1)
-    query = np.asarray(stem.query.kernel[...], np.float32).reshape(per_head)
-    key = np.asarray(stem.key.kernel[...], np.float32).reshape(per_head)
-    content = np.einsum("cnd,end->nce", query, key)
-    tables = relative_tables(stem)
-    if tables is None:
-        return content, np.zeros((stem.num_heads, 16, 16, 3), np.float32)
-    row_of, column_of = np.divmod(np.arange(16), 4)
-    # From query pixel i to key pixel j, shifted to start at 0.
-    rows = tables[0][0][row_of[None] - row_of[:, None] + 3]
-    columns = tables[1][0][column_of[None] - column_of[:, None] + 3]
-    embedding = np.concatenate([rows, columns], axis=-1)
-    return content, np.einsum("cnd,ijd->nijc", query, embedding)
+    content, relative = stem.logit_kernels()
+    if relative is None:
+        relative = np.zeros((stem.num_heads, 3, 16, 16))
+    # [N, 3, i, j], as the stem has it, to the page's order.
+    relative = np.asarray(relative, np.float32).transpose(0, 2, 3, 1)
+    return np.asarray(content, np.float32), relative

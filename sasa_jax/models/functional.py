@@ -39,3 +39,24 @@ def apply(
     model = nnx.merge(graphdef, variables["params"], variables["batch_stats"], copy=True)
     outputs = model(images, **options)
     return outputs, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+
+def shape_differences(wanted: Variables, found: Variables, here: str) -> list[str]:
+    """Lines for people: "PATH is SHAPE there and SHAPE `here`", for each array that differs.
+
+    Args:
+        wanted, found: nested dicts of anything that has a shape.
+        here: where the wanted ones are from, e.g. "in the config".
+    """
+    ours, theirs = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (wanted, found)
+    )
+    return [
+        f"{path} is {theirs.get(path, 'absent')} there and {ours.get(path, 'absent')} {here}"
+        for path in sorted(ours.keys() | theirs.keys())
+        if ours.get(path) != theirs.get(path)
+    ]

@@ -174,7 +174,7 @@ class AttentionStem(nnx.Module):
         if self._takes_best(x.dtype, return_weights):
             return self._best(x, train=train)
         blocks = to_blocks(x)
-        weights = attention_weights(blocks, *self._logit_kernels())
+        weights = attention_weights(blocks, *self.logit_kernels())
         y = jnp.einsum("bpqnij,bpqjnd->bpqind", weights, self._values(x, blocks))
         y = self.bn(y.reshape(*blocks.shape[:4], -1), train=train)
         # The pool's windows are the blocks. JAX differentiates `max` by comparing with the result,
@@ -208,11 +208,16 @@ class AttentionStem(nnx.Module):
         """
         kernel = self._value_kernel().reshape(BLOCK**2, 3, self.num_heads, -1)
         highest = self.bn.scale[...] >= 0
-        best = best_of_blocks(x, *self._logit_kernels(), kernel, highest, self.bn.mean[...])
+        best = best_of_blocks(x, *self.logit_kernels(), kernel, highest, self.bn.mean[...])
         return nnx.relu(self.bn.with_moments(best.value, best.mean, best.square, train=train))
 
-    def _logit_kernels(self) -> tuple[jax.Array, jax.Array | None]:
-        """`content` and `relative` of `attention_weights`, in the parameters' dtype."""
+    def logit_kernels(self) -> tuple[jax.Array, jax.Array | None]:
+        """What the logits of two pixels of a block are made of, in the parameters' dtype.
+
+        Returns:
+            content C [N, 3, 3] and relative R [N, 3, 16, 16] (None without relative embeddings): in
+            head n, query pixel x_i and key pixel x_j have the logit x_i C_n x_j + x_i R_n[:, i, j].
+        """
         per_head = (3, self.num_heads, -1)
         query = self.query.kernel[...].reshape(per_head)
         key = self.key.kernel[...].reshape(per_head)

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from sasa_jax.checks import check_choice, nearest
-from sasa_jax.models import Variables
+from sasa_jax.models import Variables, shape_differences
 from sasa_jax.prediction.classification import ClassificationPredictor
 from sasa_jax.prediction.detection import DetectionPredictor
 from sasa_jax.prediction.predictor import Predictor
@@ -181,18 +180,7 @@ def _numbered(config: Mapping[str, Any], variables: Variables) -> tuple[str, ...
 
 def _check_shapes(wanted: Variables, found: Variables, source: str) -> None:
     """Raises LoadError unless the arrays are those of the network that the config describes."""
-    (ours, theirs) = (
-        {
-            jax.tree_util.keystr(path, simple=True, separator="/"): list(np.shape(leaf))
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        for tree in (wanted, found)
-    )
-    differences = [
-        f"{path} is {theirs.get(path, 'absent')} there and {ours.get(path, 'absent')} in the config"
-        for path in sorted(ours.keys() | theirs.keys())
-        if ours.get(path) != theirs.get(path)
-    ]
+    differences = shape_differences(wanted, found, "in the config")
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise LoadError(

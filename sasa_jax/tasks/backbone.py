@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from safetensors.numpy import load_file
 
-from sasa_jax.models import model_options
+from sasa_jax.models import model_options, shape_differences
 from sasa_jax.models.pretrained import from_torch
 from sasa_jax.tasks.image_task import given
 from sasa_jax.training import Checkpoints, check_saved
@@ -78,12 +78,7 @@ def _from_run(workdir: Path, model: Mapping[str, Any], wanted: Mapping[str, Any]
     ]
     found = {kind: dict(averages[kind]) for kind in wanted}
     found["params"].pop("classifier", None)
-    shapes, their_shapes = _shapes(wanted), _shapes(found)
-    differences += [
-        f"{path} is {their_shapes.get(path, 'absent')} there and {shapes.get(path, 'absent')} here"
-        for path in sorted(shapes.keys() | their_shapes.keys())
-        if shapes.get(path) != their_shapes.get(path)
-    ]
+    differences += shape_differences(wanted, found, "here")
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise ValueError(
@@ -98,10 +93,3 @@ def _options(model: Mapping[str, Any]) -> dict[str, Any]:
     options = model_options(model["name"]) | given(model)
     del options["name"]
     return {key: list(v) if isinstance(v, tuple) else v for key, v in options.items()}
-
-
-def _shapes(tree: Mapping[str, Any]) -> dict[str, list[int]]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }

@@ -2,10 +2,9 @@
 
 A thin layer over orbax. A step's folder appears under its final name only when it is complete, so
 a run killed at any time finds the newest whole one. One that is damaged all the same (a file cut
-short or lost, a bit that flipped: orbax does not look at the arrays' bytes, we do) is named and put
-aside, and the newest whole one is taken. The state is always
-restored into an abstract tree with the current shardings: that keeps the types, and lets the number
-of devices change.
+short or lost, a bit that flipped: orbax does not look at the arrays' bytes, we do) is named and
+put aside, and the newest whole one is taken. The state is always restored into an abstract tree
+with the current shardings: that keeps the types, and lets the number of devices change.
 """
 
 import contextlib
