@@ -6,7 +6,8 @@ Trains configs/digits.py for 360 steps at a time, in turns with and without, and
 from 50 to 350 of each, three checkpoints among them. A checkpoint is copied off the devices while
 the loop waits and written beside the training.
 
-Prints the seconds of each pair and the median of their ratios, and writes
+Prints the seconds of each pair, by the clock and of the processors (which other programs on the
+machine disturb less), and the medians of their ratios, and writes
 benchmarks/results/checkpoints_<device>.json.
 """
 
@@ -36,10 +37,10 @@ class Stopwatch:
     def __init__(self, batches: TrainLoader):
         self._batches = batches
         self._fetched = 0
-        self.times: dict[int, float] = {}
+        self.times: dict[int, tuple[float, float]] = {}
 
     def __next__(self):
-        self.times[self._fetched] = time.perf_counter()
+        self.times[self._fetched] = (time.perf_counter(), time.process_time())
         self._fetched += 1
         return next(self._batches)
 
@@ -62,14 +63,29 @@ def main(argv: list[str] | None = None) -> None:
                 for name, every in (("without", 0), ("with", EVERY))
             }
             pairs.append(pair)
-            print(f"without {pair['without']:.2f} s, with {pair['with']:.2f} s", flush=True)
+            print(
+                ", ".join(
+                    f"{name} {seconds:.2f} s (processor time {processor:.2f})"
+                    for name, (seconds, processor) in pair.items()
+                ),
+                flush=True,
+            )
         size = sum(f.stat().st_size for f in (Path(folder) / "with0").rglob("*") if f.is_file())
-    ratio = statistics.median(pair["with"] / pair["without"] for pair in pairs)
-    print(
-        f"a checkpoint every {EVERY} steps: {ratio:.3f} times the time without, median of "
-        f"{len(pairs)} pairs; the run's folder {size / 2**20:.1f} MiB"
+    ratio, processor_ratio = (
+        statistics.median(pair["with"][i] / pair["without"][i] for pair in pairs) for i in range(2)
     )
-    record = {"pairs": pairs, "median_ratio": ratio, "every": EVERY, "steps": END - BEGIN}
+    print(
+        f"a checkpoint every {EVERY} steps: {ratio:.3f} times the time without, "
+        f"{processor_ratio:.3f} times the processor time, medians of {len(pairs)} pairs; the run's "
+        f"folder {size / 2**20:.1f} MiB"
+    )
+    record = {
+        "pairs": pairs,
+        "median_ratio": ratio,
+        "median_processor_ratio": processor_ratio,
+        "every": EVERY,
+        "steps": END - BEGIN,
+    }
     path = common.write(f"checkpoints_{jax.devices()[0].device_kind}", common.setting() | record)
     common.note(f"written to {path}")
 
@@ -84,8 +100,8 @@ def config(folder: str, checkpoint_every: int) -> dict:
     return made.to_dict()
 
 
-def train(task: Classification, config: dict, workdir: Path) -> float:
-    """Seconds from step BEGIN to step END of a whole run."""
+def train(task: Classification, config: dict, workdir: Path) -> tuple[float, float]:
+    """Seconds from step BEGIN to step END of a whole run, by the clock and of the processors."""
     watch = None
     open_batches = task.train_batches
 
@@ -99,7 +115,9 @@ def train(task: Classification, config: dict, workdir: Path) -> float:
         training.train(task, config, training.make_plan(config, task.train_size), workdir)
     finally:
         task.train_batches = open_batches
-    return watch.times[END] - watch.times[BEGIN]
+    return tuple(
+        end - begin for begin, end in zip(watch.times[BEGIN], watch.times[END], strict=True)
+    )
 
 
 if __name__ == "__main__":

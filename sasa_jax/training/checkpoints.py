@@ -98,11 +98,14 @@ class Checkpoints:
         if step == self.latest_step():
             return
         with self._saving():
+            # Orbax spends half as much on NumPy's arrays as on JAX's. The state is the same on all
+            # devices, so that one process's is all of it.
+            arrays = jax.device_get(state)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(state),
-                    checksums=ocp.args.JsonSave(checksums(state)),
+                    state=ocp.args.PyTreeSave(arrays),
+                    checksums=ocp.args.JsonSave(checksums(arrays)),
                     data=ocp.args.JsonSave(data),
                     config=ocp.args.JsonSave(config),
                 ),

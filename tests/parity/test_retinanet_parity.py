@@ -74,10 +74,21 @@ def detectors(backbone: dict[str, Any], options: dict[str, Any]) -> tuple[Any, t
     )
 
 
+# The others take half a minute each to compile.
+QUICK = ("convolution", "attention", "heads alone, full backbone, grouped, per head, scale")
+
+
 # Evaluation differs by the BN's statistics alone: two networks will do.
 @pytest.mark.parametrize(
     ("name", "train"),
-    [(name, True) for name in DETECTORS] + [("convolution", False), ("attention", False)],
+    [
+        *(
+            pytest.param(name, True, marks=[] if name in QUICK else pytest.mark.slow)
+            for name in DETECTORS
+        ),
+        ("convolution", False),
+        pytest.param("attention", False, marks=pytest.mark.slow),
+    ],
     ids=lambda value: {True: "train", False: "eval"}.get(value, value),
 )
 def test_detector(x64: None, name: str, train: bool) -> None:

@@ -1,6 +1,6 @@
 """Kills training runs at random moments and compares the ends they come to.
 
-    python -m tests.training.soak [--kills=100] [--minutes=20] [--seed=0] [--workers=2]
+    python -m tests.training.soak [--kills=100] [--minutes=20] [--seed=0] [--workers=CORES]
 
 Every round starts a shrunk run of configs/digits.py or configs/digit_scenes.py, kills it -9 at a
 random moment of its life (while it starts, compiles, trains, writes a checkpoint, evaluates, ends),
@@ -177,5 +177,5 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--minutes", type=float, default=20.0, help="at most")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time")
     sys.exit(main(**vars(parser.parse_args())))

@@ -273,7 +273,9 @@ def test_dry_run_without_the_data(tmp_path, capsys):
             "model.blocks": (1, 1, 1, 1),
             "model.width": 0.125,
             "model.num_heads": 2,
+            "model.window": 3,
             "detector.features": 16,
+            "detector.fpn": "conv",
             "detector.heads": "conv",
             "detector.tower_depth": 1,
         }
