@@ -5,6 +5,7 @@ from sasa_jax.data.catalog import DatasetError
 from sasa_jax.data.corrupt import CorruptDataError, CorruptRecord
 from sasa_jax.data.detection_sources import open_detection_split
 from sasa_jax.data.detection_split import Category, DetectionSplit
+from sasa_jax.data.image_folder import ImageFolder
 from sasa_jax.data.image_transforms import MEAN_RGB, STD_RGB, make_transform
 from sasa_jax.data.loader import EvalLoader, TrainLoader, eval_loader, train_loader
 from sasa_jax.data.sources import Split, open_split
@@ -20,6 +21,7 @@ __all__ = [
     "DetectionSplit",
     "DetectionTrain",
     "EvalLoader",
+    "ImageFolder",
     "Split",
     "TrainLoader",
     "eval_loader",

@@ -17,6 +17,8 @@ FILE_FORMAT = "array_record"
 OWN_DATASETS = ("digits", "digit_scenes")
 # Stands for a folder in COCO's format, which detection reads as it is.
 COCO_FOLDER = "coco_folder"
+# Stands for a folder with a subfolder of images for each class, which classification reads.
+IMAGE_FOLDER = "image_folder"
 
 _NAME = re.compile(
     r"(?P<name>[a-zA-Z]\w*)(/(?P<config>[^:/\s]+))?(:(?P<version>\d+\.\d+\.\d+))?", re.ASCII
@@ -71,11 +73,16 @@ def check_known(name: str) -> None:
             f"{COCO_FOLDER} is a folder in COCO's format: it needs no preparing, and only "
             "detection reads it."
         )
+    if name == IMAGE_FOLDER:
+        raise DatasetError(
+            f"{IMAGE_FOLDER} is a folder with a subfolder of images for each class: it needs no "
+            "preparing, and only classification reads it."
+        )
     if name not in known:
         raise DatasetError(
-            f"no data set is called {name!r}{nearest(name, [*known, COCO_FOLDER])}; known are "
-            f"{', '.join(OWN_DATASETS)} and the {len(known) - len(OWN_DATASETS)} of TFDS, "
-            "https://www.tensorflow.org/datasets/catalog"
+            f"no data set is called {name!r}{nearest(name, [*known, COCO_FOLDER, IMAGE_FOLDER])}; "
+            f"known are {', '.join(OWN_DATASETS)} and the {len(known) - len(OWN_DATASETS)} of "
+            "TFDS, https://www.tensorflow.org/datasets/catalog"
         )
 
 

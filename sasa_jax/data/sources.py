@@ -1,4 +1,4 @@
-"""Splits of TFDS classification data sets, read from array_record files without TensorFlow."""
+"""Splits of classification data sets: of TFDS, read without TensorFlow, and folders of images."""
 
 import os
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from sasa_jax.data.builders import full_name, open_builder
-from sasa_jax.data.catalog import DatasetError
+from sasa_jax.data.catalog import IMAGE_FOLDER, DatasetError
 from sasa_jax.data.corrupt import CorruptRecord
+from sasa_jax.data.image_folder import ImageFolder
 from sasa_jax.data.records import Records
 
 
@@ -63,23 +64,30 @@ class Split:
         )
 
 
-def open_split(name: str, split: str, data_dir: str | os.PathLike[str] | None = None) -> Split:
-    """Open one split of a prepared TFDS classification data set.
+def open_split(
+    name: str, split: str, data_dir: str | os.PathLike[str] | None = None
+) -> Split | ImageFolder:
+    """Open one split of a classification data set.
 
     Args:
       name: TFDS's name: "imagenet2012", "name/config", "name:1.2.3" or "name/config:1.2.3"; the
-        newest prepared version unless one is named. "digits" is prepared on first use.
+        newest prepared version unless one is named. "digits" is prepared on first use. Or
+        "image_folder" for a folder with a subfolder of images for each class, see image_folder.
       split: TFDS's split string: "train", "test", a slice such as "train[:1200]" or "train[4%:]",
         or a sum of these. TFDS stores the examples of a data set (but not of digits) in the order
         of a hash of their keys, so a slice is a random subset that never changes: "train[4%:]" and
-        "train[:4%]" are ImageNet's training set and the paper's held-out 4 % (section 5).
-      data_dir: where data sets are kept; None is $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        "train[:4%]" are ImageNet's training set and the paper's held-out 4 % (section 5). Of an
+        image folder the name of the subfolder.
+      data_dir: where data sets are kept; None is $TFDS_DATA_DIR, else ~/tensorflow_datasets. For
+        "image_folder" the folder that holds the splits, which has no default.
 
     Raises:
       DatasetError: unknown name or split (the nearest is suggested); not prepared, or in another
         file format (with the command that prepares it); no image and label among its features; a
         file that is missing or cut short.
     """
+    if name == IMAGE_FOLDER:
+        return ImageFolder(data_dir, split)
     builder = open_builder(name, split, data_dir)
     _check_features(builder)
     return Split(builder, split)
