@@ -8,7 +8,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 PYTEST = $(VENV)/bin/python -m pytest -n auto
 
 .PHONY: demo demo-detection test test-all test-newest test-multiprocess soak test-tpu test-gpu \
-	bench-gpu docs lint clean
+	bench-gpu docs colabs colab-links lint clean
 
 # glibc gives large blocks back at once; on a CPU, faulting them in again costs a third of a step.
 KEEP_MEMORY = MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000
@@ -75,6 +75,16 @@ lint: $(VENV)/installed-test
 docs: $(VENV)/installed
 	$(PIP) --editable ".[docs]"
 	$(VENV)/bin/python -m docs.api build/docs
+
+# The notebooks from top to bottom, with their outputs stored; minutes each.
+colabs: $(VENV)/installed
+	$(PIP) --editable ".[colabs]"
+	$(VENV)/bin/python -m colabs.execute
+
+# In a fork: the notebooks' links and clones become its own. make colab-links REPOSITORY=you/yours
+colab-links: $(VENV)/installed
+	$(PIP) --editable ".[colabs]"
+	$(VENV)/bin/python -m colabs.execute --links --repository=$(REPOSITORY)
 
 clean:
 	rm -rf .venv .venv-newest .venv-tpu .venv-gpu .venv-bench-gpu build *.egg-info

@@ -1,20 +1,32 @@
+#!/usr/bin/env python
 """Trains, evaluates, inspects or uses one experiment.
 
-    python main.py --config=configs/digits.py --workdir=runs/digits [--mode=MODE] [--config.KEY=...]
+    python main.py [--mode=MODE] --config=configs/digits.py --workdir=runs/digits [--config.KEY=...]
 
-Modes:
-    train    from the newest checkpoint in workdir, if there is one; the same command resumes
-    eval     scores the newest checkpoint
-    dry_run  everything but the step: tables, shapes, memory; leaves workdir alone
-    digest   prints one SHA-256 over the newest checkpoint's state
+Modes of an experiment. They need its config, and all but digest its data; --workdir is by default
+runs/NAME OF THE CONFIG; docs/config.md has every KEY:
+  train     from the newest checkpoint in workdir, if there is one: the same command resumes
+  eval      scores the newest checkpoint
+  dry_run   everything but the step: tables, shapes, memory; leaves workdir alone
+  digest    prints one SHA-256 over the newest checkpoint's state
 
-Modes that use a trained network; workdir knows its config, so they need no --config:
-    predict  classes of or objects in --images: --workdir=runs/digits --images='photos/*.jpg'
-             [--output=x.csv|json|jsonl] [--pictures=FOLDER] [--top_k=5] [--min_score=0.3]
-    export   for other runtimes: --workdir=runs/digits --format=safetensors|torch|stablehlo|
-             savedmodel|onnx [--output=FOLDER] [--images='photos/*.jpg' to check it on]
-    explain  a page to look at its attention in: --workdir=runs/digits --image=photo.jpg
-             [--output=explain.html]
+Modes that use a trained network, which brings its config along. --workdir is a run's folder, an
+export as safetensors, or hf://OWNER/NAME on the Hugging Face Hub:
+  predict   classes of or objects in --images=GLOB; [--output=x.csv|json|jsonl]
+            [--pictures=FOLDER] [--top_k=5] [--min_score=0.3]
+  explain   a page to look at its attention to --image=FILE in; [--output=x.html]
+  export    for other runtimes, --format=safetensors|torch|stablehlo|savedmodel|onnx;
+            [--output=FOLDER] [--images=GLOB to check it on] [--push=OWNER/NAME, to the Hub]
+
+Examples:
+  python main.py --config=configs/digits.py --config.seed=1 --workdir=runs/seed1
+  python main.py --mode=predict --workdir=runs/seed1 --images='photos/*.jpg' --output=x.csv
+  python main.py --mode=explain --workdir=runs/seed1 --image=photo.jpg
+  python main.py --mode=export --workdir=runs/seed1 --format=safetensors --push=me/digits
+
+In bash, flags and modes of ./main.py are completed after
+  words=$(./main.py --help | grep -oE '^ +(--[a-z_]+:|[a-z_]+  )' | tr : =)
+  complete -o default -o nospace -W "$words" main.py
 
 Exit codes: 0 done; 2 refused, or too much of the data is corrupt, with what to do about it on
 stderr; 130 or 143 stopped by Ctrl-C or SIGTERM, after saving; 3 too many steps in a row were not
@@ -42,7 +54,7 @@ from sasa_jax.prediction.command import predict_files
 from sasa_jax.tasks import Task, dry_run, first_screen, open_task
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; configs/digits.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<name of the config>.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/NAME OF THE CONFIG.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -62,13 +74,14 @@ _OUTPUT = flags.DEFINE_string(
     None,
     "predict: a .csv, .json or .jsonl; else the screen. explain: a .html. export: a folder.",
 )
+_PUSH = flags.DEFINE_string("push", None, "export: OWNER/NAME on the Hugging Face Hub.")
 _PICTURES = flags.DEFINE_string("pictures", None, "predict: a folder for a picture of each image.")
 _TOP_K = flags.DEFINE_integer("top_k", 5, "predict: classes of an image.")
 _MIN_SCORE = flags.DEFINE_float("min_score", 0.3, "predict: least score of a box.")
 _PREDICT_BATCH = flags.DEFINE_integer("predict_batch", 32, "predict: images at a time.")
 
 # What a trained network is used for, by mode; each raises ValueError or OSError to refuse.
-_USES: dict[str, Callable[[Path], None]] = {
+_USES: dict[str, Callable[[str | Path], None]] = {
     "predict": lambda source: predict_files(
         source,
         _IMAGES.value,
@@ -79,7 +92,11 @@ _USES: dict[str, Callable[[Path], None]] = {
         batch_size=_PREDICT_BATCH.value,
     ),
     "export": lambda source: export_model(
-        source, _FORMAT.value, images=_IMAGES.value, output=_path(_OUTPUT.value)
+        source,
+        _FORMAT.value,
+        images=_IMAGES.value,
+        output=_path(_OUTPUT.value),
+        push=_PUSH.value,
     ),
     "explain": lambda source: explain_file(source, _IMAGE.value, output=_path(_OUTPUT.value)),
 }
@@ -100,16 +117,16 @@ def main(argv: list[str]) -> None:
         training.check_connected()
     except ValueError as error:
         _refuse(error)
-    workdir = Path(_WORKDIR.value or _default_workdir())
+    workdir = _WORKDIR.value or _default_workdir()
     with training.failing_alone():
         if _MODE.value in _USES:
             use(workdir, _MODE.value)
         else:
-            run(_CONFIG.value.to_dict(), workdir, _MODE.value)
+            run(_CONFIG.value.to_dict(), Path(workdir), _MODE.value)
 
 
-def use(source: Path, mode: str) -> None:
-    """Does something with a trained network; leaves by SystemExit where that is not to be."""
+def use(source: str | Path, mode: str) -> None:
+    """Does something with what `sasa_jax.load` takes; leaves by SystemExit if it is refused."""
     try:
         _USES[mode](source)
     except (ValueError, OSError) as error:
@@ -140,7 +157,7 @@ def run(config: dict[str, Any], workdir: Path, mode: str) -> None:
                 results = training.evaluate(task, config, plan, workdir)
             case "train":
                 _, results = training.train(task, config, plan, workdir)
-    except (training.WorkdirError, CorruptDataError) as error:
+    except (training.WorkdirError, training.WandbError, CorruptDataError) as error:
         _refuse(error)
     except training.NotFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -168,6 +185,8 @@ def run(config: dict[str, Any], workdir: Path, mode: str) -> None:
 
 def _prepare(config: dict[str, Any], workdir: Path, mode: str) -> tuple[Task, training.Plan]:
     """All that can be refused is refused here: before any compilation."""
+    if mode == "train":
+        training.check_wandb(config["wandb"])
     training.check_division(config["batch_size"], config["accumulation_steps"], jax.device_count())
     if mode == "eval":
         training.check_saved(workdir)

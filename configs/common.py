@@ -64,6 +64,9 @@ def _base_config(task: str) -> ConfigDict:
     # The first and the last step to trace, into profile/; (0, 0) is none.
     config.profile = (0, 0)
 
+    # PROJECT or ENTITY/PROJECT on Weights & Biases, which then gets what TensorBoard gets.
+    config.wandb = placeholder(str)
+
     config.data = ConfigDict()
     config.data.name = placeholder(str)  # as TFDS has it
     config.data.dir = placeholder(str)  # None: $TFDS_DATA_DIR, else ~/tensorflow_datasets
@@ -87,6 +90,8 @@ def classification_config() -> ConfigDict:
     """All keys of a config for classification."""
     config = _base_config("classification")
     config.label_smoothing = 0.1
+    # The weights to begin with, see `load_pretrained`; the classifier is new where it does not fit.
+    config.init_from = placeholder(str)
     config.data.augmentation = augmentation("none")
     return config
 
@@ -95,7 +100,7 @@ def detection_config() -> ConfigDict:
     """All keys of a config for detection; `model` is the backbone."""
     config = _base_config("detection")
     config.detector = detector()
-    # Workdir of a classification run of `model`; or weights of others, see `load_backbone`.
+    # Workdir of a classification run of `model`; or weights of others, see `load_pretrained`.
     config.backbone_from = placeholder(str)
 
     # 0: a logit for each class of the data. A number: one for each category id from 1 to it, as the

@@ -33,6 +33,8 @@ EXTRAS = {
     "onnx": ("export to ONNX", ("torch", "onnx", "onnxruntime", "onnxscript")),
     "export": ("export as SavedModel, on Python 3.11", ("tensorflow",)),
     "coco": ("COCO's metrics, faster", ("faster_coco_eval",)),
+    "wandb": ("runs on Weights & Biases", ("wandb",)),
+    "hub": ("the Hugging Face Hub", ("huggingface_hub",)),
 }
 
 
@@ -52,7 +54,7 @@ def _lines() -> Iterator[str]:
     yield from _columns(PYTHON)
     yield "\nCommands, each with --help"
     yield from _columns({f"python -m {name}": what for name, what in COMMANDS.items()})
-    yield "  Training, evaluation, prediction, export and the explorer: main.py of a clone."
+    yield "  To train, evaluate, predict, explain and export: python main.py --help in a clone."
     yield "\nExtras"
     yield from _columns({name: _extra(name) for name in EXTRAS})
     yield "\nMore: help(sasa_jax); README.md and docs/ of a clone, whose `make docs` writes the API"

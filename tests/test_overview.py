@@ -13,7 +13,7 @@ import sasa_jax
 from sasa_jax import __main__ as overview
 
 ROOT = Path(__file__).resolve().parents[1]
-FOR_DEVELOPERS = {"docs", "test", "test-gpu"}
+FOR_DEVELOPERS = {"colabs", "docs", "test", "test-gpu"}
 
 
 def test_it_names_every_module_that_is_a_command():

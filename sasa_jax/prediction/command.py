@@ -16,7 +16,7 @@ from sasa_jax.prediction.progress import Progress
 
 
 def predict_files(
-    source: Path,
+    source: str | Path,
     images: Sequence[str],
     *,
     output: Path | None = None,

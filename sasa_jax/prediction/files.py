@@ -5,17 +5,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sasa_jax.checks import nearest
-
-# Of what a folder holds; files and globs may have any name, as the content decides.
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+from sasa_jax.data.image_folder import SUFFIXES
 
 
 def find_images(sources: Iterable[str]) -> list[Path]:
     """The files that are named, each once, in the order of the sources and sorted within one.
 
     Args:
-        sources: files; folders, of which all images are taken, at any depth, by their suffix; or
-            globs, in which ** stands for any number of folders.
+        sources: files, of any name; folders, of which all images are taken, at any depth, by their
+            suffix; or globs, in which ** stands for any number of folders.
 
     Raises:
         ValueError: a source without any file.

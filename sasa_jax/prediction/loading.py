@@ -1,4 +1,4 @@
-"""From the folder of a run or of an export to a network that is ready to use.
+"""From a run, an export or the Hub to a network that is ready to use.
 
 What is read are JSON and arrays: nothing that is stored is executed.
 """
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax
 
 from sasa_jax.checks import check_choice, nearest
+from sasa_jax.hub import download, on_hub
 from sasa_jax.models import Variables, shape_differences
 from sasa_jax.prediction.classification import ClassificationPredictor
 from sasa_jax.prediction.detection import DetectionPredictor
@@ -46,7 +47,8 @@ def load(source: str | os.PathLike[str], *, variables: Which = "average") -> Pre
 
     Args:
         source: a run's folder, its --workdir; or what --mode=export wrote with
-            --format=safetensors or torch.
+            --format=safetensors or torch; or such an export on the Hugging Face Hub,
+            hf://OWNER/NAME or hf://OWNER/NAME@REVISION, which needs the extra `hub`.
         variables: the averages over the training, which a run's last line reports, or the weights
             as they were after its last step.
 
@@ -58,10 +60,12 @@ def load(source: str | os.PathLike[str], *, variables: Which = "average") -> Pre
     Raises:
         LoadError: no such folder, no checkpoint in it, none that is whole, or one of an
             incompatible version.
+        HubError: the Hub cannot be reached, or has no such repository.
     """
     check_choice("variables", variables, Which)
-    source = Path(source)
-    if (source / "config.json").is_file():
+    exported = on_hub(source)
+    source = _from_hub(str(source)) if exported else Path(source)
+    if exported or (source / "config.json").is_file():
         if variables == "raw":
             raise LoadError(f"{source} is an export, which holds the averages only: load the run")
         return _load_export(source)
@@ -92,6 +96,13 @@ def _newest_whole(source: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
     if damaged:
         warnings.warn(f"{source}: {'; '.join(damaged)}; step {step} is loaded", stacklevel=3)
     return config, state, step
+
+
+def _from_hub(source: str) -> Path:
+    # Here, as exporting a run loads it with this module.
+    from sasa_jax.export.folder import CONFIG, WEIGHTS
+
+    return download(source, (CONFIG, WEIGHTS))
 
 
 def _load_export(source: Path) -> Predictor:

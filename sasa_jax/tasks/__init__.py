@@ -61,7 +61,7 @@ def task_without_data(
         for split in ("train_split", "eval_split")
     )
     return TASKS[config["task"]](
-        # What the backbone came from is in the trained weights.
-        {**config, **({"backbone_from": None} if "backbone_from" in config else {})},
+        # What the first weights came from is in the trained ones.
+        {**config, "backbone_from": None, "init_from": None},
         TaskData(train, evaluation),
     )

@@ -1,7 +1,7 @@
 """Image classification: softmax cross-entropy, top-1 and top-5 accuracy."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -13,7 +13,7 @@ from clu import metrics
 from flax import nnx
 
 from sasa_jax.analysis import attention_figure, figure_pixels
-from sasa_jax.data import Split, make_transform, open_split
+from sasa_jax.data import DatasetError, ImageFolder, Split, make_transform, open_split
 from sasa_jax.data.image_transforms import KINDS, Transform
 from sasa_jax.data.streams import readable
 from sasa_jax.models import ResNet, apply, create_model
@@ -24,6 +24,7 @@ from sasa_jax.tasks.image_task import (
     normalise,
     unreadable_note,
 )
+from sasa_jax.tasks.pretrained import load_pretrained
 from sasa_jax.tasks.splits import TaskData
 from sasa_jax.training import Evaluation
 
@@ -42,28 +43,56 @@ Sums = tuple[jax.Array, dict[str, Scores]]
 
 
 class Classification(ImageTask):
-    """Fulfils `sasa_jax.training.Task`; arguments, attributes and errors as `ImageTask`."""
+    """Fulfils `sasa_jax.training.Task`; arguments, attributes and errors as `ImageTask`.
+
+    Raises:
+        ValueError: besides, `init_from` names weights of another network.
+    """
+
+    free_keys = (*ImageTask.free_keys, "init_from")
 
     def __init__(self, config: Mapping[str, Any], data: TaskData):
+        names = data.train.class_names, data.evaluation.class_names
+        if names[0] != names[1]:
+            raise DatasetError(
+                f"the classes of data.train_split {data.train.split!r} and data.eval_split "
+                f"{data.evaluation.split!r} differ in {_difference(*names)}; both need the same"
+            )
         transforms = (transform(config, train=train) for train in (True, False))
         super().__init__(config, data, *transforms, data.train.class_names)
         self.name = config["model"]["name"]
         self._eval_step = jax.jit(self._add_scores)
         self._explain = jax.jit(self.predict, static_argnames="return_attention")
+        self._source = config.get("init_from")  # older checkpoints' configs lack it
+        self._pretrained: Variables = {}
+        if self._source:
+            self._pretrained = load_pretrained(
+                "init_from", self._source, config["model"], self.shapes
+            )
 
     @staticmethod
-    def open_split(name: str, split: str, data_dir: str | None) -> Split:
+    def open_split(name: str, split: str, data_dir: str | None) -> Split | ImageFolder:
         """See `data.open_split`."""
         return open_split(name, split, data_dir)
 
     def description(self) -> dict[str, str]:
         """Lines for the first screen of a run."""
-        return {"augmentation": self._config["data"]["augmentation"]["kind"]}
+        lines = {"augmentation": self._config["data"]["augmentation"]["kind"]}
+        if self._source:
+            lines["weights"] = f"from {self._source}"
+            if "classifier" not in self._pretrained["params"]:
+                classes = self.shapes["params"]["classifier"]["bias"].size
+                lines["weights"] += f"; a new classifier for {classes} classes"
+        return lines
 
     def build_model(self, key: jax.Array | int = 0) -> ResNet:
         """The network that the config names, with random parameters."""
         options = {"num_classes": self.data.train.num_classes} | given(self._config["model"])
         return create_model(**options, rngs=nnx.Rngs(key))
+
+    def pretrained(self) -> Variables:
+        """The weights that `init_from` names, without a classifier of other classes."""
+        return self._pretrained
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """image: uint8 [B, H, W, 3]; label: int32 [B]."""
@@ -166,6 +195,12 @@ class Classification(ImageTask):
             "images": images,
             **({"unreadable": unreadable} if unreadable else {}),
         }
+
+
+def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    """Some classes that only one of the two has."""
+    names = sorted(set(ours) ^ set(theirs)) or ["their order"]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def transform(config: Mapping[str, Any], *, train: bool) -> Transform:

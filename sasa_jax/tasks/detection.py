@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +25,6 @@ from sasa_jax.data.box_transforms import DetectionEval, DetectionTrain
 from sasa_jax.data.streams import readable
 from sasa_jax.detection import Anchors, Detections, coco, detect, detection_loss
 from sasa_jax.models import RetinaNet, apply, create_retinanet
-from sasa_jax.tasks.backbone import load_backbone
 from sasa_jax.tasks.category_logits import CategoryLogits
 from sasa_jax.tasks.coco_scores import Found, score, unreadable
 from sasa_jax.tasks.image_task import (
@@ -36,6 +34,7 @@ from sasa_jax.tasks.image_task import (
     normalise,
     unreadable_note,
 )
+from sasa_jax.tasks.pretrained import load_pretrained
 from sasa_jax.tasks.splits import TaskData
 from sasa_jax.training import Evaluation
 
@@ -74,9 +73,9 @@ class Detection(ImageTask):
         # Of COCO it takes seconds, and always the same images are left out.
         self._ground_truth = functools.cache(lambda without: data.evaluation.ground_truth(without))
         self._backbone: Variables = {}
-        if config["backbone_from"]:
+        if source := config["backbone_from"]:
             wanted = {kind: tree["backbone"] for kind, tree in self.shapes.items()}
-            self._backbone = load_backbone(Path(config["backbone_from"]), config["model"], wanted)
+            self._backbone = load_pretrained("backbone_from", source, config["model"], wanted)
 
     @staticmethod
     def open_split(name: str, split: str, data_dir: str | None) -> DetectionSplit:

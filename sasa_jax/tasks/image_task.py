@@ -53,6 +53,7 @@ class ImageTask(abc.ABC):
         "data.eval_split",
         "data.max_corrupt_share",
         "data.threads",
+        "wandb",
     )
 
     def __init__(

@@ -15,6 +15,7 @@ from sasa_jax.training.memory import step_memory
 from sasa_jax.training.plan import Plan, check_division, make_plan
 from sasa_jax.training.state import Program, TrainState, make_program
 from sasa_jax.training.task import Evaluation, Task
+from sasa_jax.training.wandb_run import WandbError, check_wandb
 from sasa_jax.training.workdir import WorkdirError, check_same_config, check_saved, saved_step
 from sasa_jax.training.writers import Writers
 
@@ -28,12 +29,14 @@ __all__ = [
     "SaveError",
     "Task",
     "TrainState",
+    "WandbError",
     "WorkdirError",
     "Writers",
     "check_connected",
     "check_division",
     "check_same_config",
     "check_saved",
+    "check_wandb",
     "connect",
     "data_mesh",
     "digest",

@@ -40,6 +40,7 @@ def train(
 
     Raises:
         WorkdirError: `workdir` holds a run of another config, or too little disk is free.
+        WandbError: the config asks for Weights & Biases, which cannot be used.
         SaveError: a checkpoint could not be written.
         Interrupted: SIGINT or SIGTERM came; the state is saved.
         NotFiniteError: `max_skipped_steps` in a row gave no finite loss and gradient.
@@ -66,6 +67,25 @@ def train(
         restored = checkpoints.restore_newest(program.state, check_config)
         start = restored.step if restored else 0
 
+        # ---- Writers. The evaluation of the restored step is done again: the run may have ended
+        # in the middle of it. What an earlier process logged beyond that step is taken back. ----
+        evaluate_again = start > 0 and due(start, config["eval_every"])
+
+        def keep(record: Record) -> bool:
+            again = evaluate_again and record["kind"] == "eval"
+            return record["step"] < start or (record["step"] == start and not again)
+
+        writers = stack.enter_context(
+            Writers(
+                workdir,
+                start_step=start,
+                keep=keep,
+                active=main_process,
+                wandb=config["wandb"],
+                config=stored_config,
+            )
+        )
+
         # ---- The compiled step. ----
         train_step = None
         if start < plan.total_steps:
@@ -84,17 +104,6 @@ def train(
         else:
             state = program.init(task.pretrained())
 
-        # ---- Writers. The evaluation of the restored step is done again: the run may have ended
-        # in the middle of it. What an earlier process logged beyond that step is taken back. ----
-        evaluate_again = start > 0 and due(start, config["eval_every"])
-
-        def keep(record: Record) -> bool:
-            again = evaluate_again and record["kind"] == "eval"
-            return record["step"] < start or (record["step"] == start and not again)
-
-        writers = stack.enter_context(
-            Writers(workdir, start_step=start, keep=keep, active=main_process)
-        )
         meter = Meter(
             batch_size=config["batch_size"],
             devices=jax.device_count(),

@@ -1,15 +1,17 @@
-"""Where a run's numbers and pictures go: standard output, metrics.jsonl, PNGs, TensorBoard."""
+"""Where a run's numbers and pictures go: standard output, files, TensorBoard, W&B."""
 
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import tensorboardX
+
+from sasa_jax.training.wandb_run import WandbRun
 
 Record = dict[str, Any]
 """{"kind": "train" or "eval", "step": int, name: float, ...}"""
@@ -25,6 +27,11 @@ class Writers:
         keep: which of the earlier records stay in metrics.jsonl; by default those up to
             `start_step`, so that no step stands there twice.
         active: False on processes that must not write.
+        wandb: the project on Weights & Biases, see `WandbRun`; None is none.
+        config: of the run, shown there.
+
+    Raises:
+        WandbError: as `WandbRun`.
     """
 
     def __init__(
@@ -34,11 +41,15 @@ class Writers:
         start_step: int = 0,
         keep: Callable[[Record], bool] | None = None,
         active: bool = True,
+        wandb: str | None = None,
+        config: Mapping[str, Any] | None = None,
     ):
         self._active = active
         if not active:
             return
         self._workdir = workdir
+        # First: it may refuse.
+        self._wandb = WandbRun(wandb, workdir, config or {}) if wandb else None
         path = workdir / "metrics.jsonl"
         _take_back(path, keep or (lambda record: record["step"] <= start_step))
         self._jsonl = path.open("a", encoding="utf-8")
@@ -56,6 +67,8 @@ class Writers:
         with contextlib.suppress(*([OSError] if error else [])):
             self._jsonl.close()
             self._tensorboard.close()
+        if self._wandb:
+            self._wandb.close(failed=error is not None)
 
     def write(self, record: Record) -> None:
         """One line of numbers everywhere."""
@@ -64,9 +77,16 @@ class Writers:
         print(format_record(record), flush=True)
         self._jsonl.write(json.dumps(record) + "\n")
         self._jsonl.flush()
-        for name, value in record.items():
-            if name not in ("kind", "step", "total_steps"):
-                self._tensorboard.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        kind, step = record["kind"], record["step"]
+        scalars = {
+            f"{kind}/{name}": value
+            for name, value in record.items()
+            if name not in ("kind", "step", "total_steps")
+        }
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.scalars(step, scalars)
 
     def file(self, name: str, content: Any) -> None:
         """`content` as JSON into the file `name`, in place of an older one."""
@@ -74,10 +94,12 @@ class Writers:
             write_json(self._workdir / name, content)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """A picture, uint8 [H, W, 3], to TensorBoard and, in place of an older one, `name`.png."""
+        """A picture, uint8 [H, W, 3], to all and, in place of an older one, `name`.png."""
         if self._active:
             cv2.imwrite(str(self._workdir / f"{name}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
             self._tensorboard.add_image(name, image, step, dataformats="HWC")
+            if self._wandb:
+                self._wandb.image(step, name, image)
 
 
 def write_json(path: Path, content: Any) -> None:

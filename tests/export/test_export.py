@@ -10,27 +10,10 @@ import pytest
 pytest.importorskip("safetensors", reason="the command is tested on this format")
 
 import sasa_jax
-from sasa_jax import training
 from sasa_jax.export import ExportError, as_safetensors, export, exporting
 from sasa_jax.export.check import Agreement
 from sasa_jax.export.command import export_model
 from sasa_jax.models.pretrained import to_torch
-from sasa_jax.tasks import open_task
-from tests.export.common import DIGITS
-from tests.training.small_digits import small_digits
-
-
-@pytest.fixture(scope="module")
-def workdir(data_dir, tmp_path_factory):
-    """A run's folder with a checkpoint of its start."""
-    config, folder = small_digits(data_dir, **DIGITS), tmp_path_factory.mktemp("run")
-    task = open_task(config)
-    mesh = training.data_mesh()
-    with jax.set_mesh(mesh), training.Checkpoints(folder) as checkpoints:
-        program = training.make_program(task, config, training.make_plan(config, 100), mesh)
-        stored = config | {"class_names": list(task.class_names)}
-        checkpoints.save(1, program.init({}), {}, stored)
-    return folder
 
 
 def test_command_writes_what_load_reads(workdir, tmp_path, capsys):

@@ -9,10 +9,15 @@ import pytest
 from flax import nnx
 
 import sasa_jax
+from sasa_jax.export import as_safetensors
+from sasa_jax.export.serving import Network
 from sasa_jax.models import apply, split
 from sasa_jax.models.pretrained import from_torch, to_torch
-from sasa_jax.tasks.backbone import load_backbone
+from sasa_jax.tasks import open_task
+from sasa_jax.tasks.pretrained import load_pretrained
+from tests.export.common import DIGITS
 from tests.parity.common import random_variables
+from tests.training.small_digits import small_digits
 
 SMALL = {"blocks": (1, 2), "width": 0.25}
 
@@ -136,15 +141,31 @@ def test_backbone_of_a_detector(tmp_path: Path):
     safetensors.save_file(state, file)
     _, wanted = abstract("resnet26", num_classes=None, **SMALL)
     model = {"name": "resnet26", "dtype": None, **SMALL}
-    loaded = to_torch(load_backbone(file, model, wanted))
+    loaded = to_torch(load_pretrained("backbone_from", str(file), model, wanted))
     assert set(state) - set(loaded) == {"fc.weight", "fc.bias"} | {
         name for name in state if "num_batches" in name
     }
     np.testing.assert_array_equal(loaded["layer2.1.conv2.weight"], state["layer2.1.conv2.weight"])
     with pytest.raises(ValueError, match=r"backbone_from .* another network: .* config\.model"):
-        load_backbone(file, model | {"blocks": (2, 2)}, wanted)
-    with pytest.raises(ValueError, match="there is no file"):
-        load_backbone(tmp_path / "none.safetensors", model, wanted)
+        load_pretrained("backbone_from", str(file), model | {"blocks": (2, 2)}, wanted)
+    with pytest.raises(ValueError, match="there is no such file"):
+        load_pretrained("backbone_from", str(tmp_path / "none.safetensors"), model, wanted)
+
+
+@pytest.mark.parametrize("inside", [".", "model.safetensors"])
+def test_an_export_is_where_training_begins(classifier, data_dir, tmp_path, inside):
+    as_safetensors.write(Network.of(classifier), tmp_path)
+    options = DIGITS | {"init_from": str(tmp_path / inside)}
+    task = open_task(small_digits(data_dir, **options))
+    jax.tree.map(
+        np.testing.assert_array_equal, task.pretrained(), jax.device_get(classifier.variables)
+    )
+    assert task.description()["weights"] == f"from {tmp_path / inside}"
+    # No shape tells it.
+    with pytest.raises(ValueError, match=r"init_from .*boundary is 'zero' there and 'mask' here"):
+        open_task(small_digits(data_dir, **options, model__boundary="mask"))
+    (tmp_path / "config.json").write_text("{}")  # as beside timm's weights
+    assert "classifier" in open_task(small_digits(data_dir, **options)).pretrained()["params"]
 
 
 def test_attention_goes_there_and_back():

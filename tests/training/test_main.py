@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 import main
@@ -15,6 +17,7 @@ import sasa_jax
 from configs import sa_resnet50
 from sasa_jax import training
 from sasa_jax.data import TrainLoader
+from sasa_jax.tasks import open_task
 from tests.training.small_digits import small_digits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,6 +112,35 @@ def test_ctrl_c_and_the_same_command_end_in_the_same_digest(
         digests.append(capsys.readouterr().out)
     assert digests[0] == digests[1]
     assert re.fullmatch(r"[0-9a-f]{64}\n", digests[0])
+
+
+def test_a_run_is_fine_tuned_on_other_classes(data_dir, whole, tmp_path, capsys):
+    """Twelve instead of ten: all but the classifier begins as it ended."""
+    config = small_digits(data_dir, init_from=str(whole), model__num_classes=12, total_steps=2)
+    task = open_task(config)
+    mesh = training.data_mesh()
+    with jax.set_mesh(mesh):
+        program = training.make_program(task, config, training.make_plan(config, 100), mesh)
+        state = jax.device_get(program.init(task.pretrained()))
+    with training.Checkpoints(whole, read_only=True) as checkpoints:
+        source = checkpoints.arrays(24)["averages"]
+    assert source["params"].pop("classifier")["bias"].shape == (10,)
+    for variables in (state.raw, state.averages):
+        variables = {kind: dict(tree) for kind, tree in variables.items()}
+        assert variables["params"].pop("classifier")["bias"].shape == (12,)
+        jax.tree.map(np.testing.assert_array_equal, variables, source)
+
+    main.run(config, tmp_path, "train")
+    screen = capsys.readouterr().out
+    assert f"weights        from {whole}; a new classifier for 12 classes\n" in screen
+    assert sasa_jax.load(tmp_path).network(np.zeros((1, 32, 32, 3), np.float32)).shape == (1, 12)
+    for overrides, message in (
+        (dict(model__window=5), "window is 3 there and 5 here"),
+        (dict(init_from="/nowhere"), "init_from /nowhere: /nowhere holds no checkpoint"),
+    ):
+        refused = small_digits(data_dir, **{"init_from": str(whole)} | overrides)
+        error = refusal(capsys, refused, tmp_path / "new")
+        assert message in error
 
 
 def test_dry_run_counts_and_touches_nothing(data_dir, tmp_path, capsys):

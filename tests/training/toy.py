@@ -38,6 +38,7 @@ CONFIG = {
     "log_every": 3,
     "hang_seconds": 0.0,
     "profile": (0, 0),
+    "wandb": None,
     "data": {"dir": "here"},
 }
 TRAIN_SIZE, FEATURES, CLASSES = 40, 5, 3
@@ -84,7 +85,7 @@ class ToyTask:
 
     train_size = TRAIN_SIZE
     class_names = ("a", "b", "c")
-    free_keys = ("log_every", "profile", "data.dir")
+    free_keys = ("log_every", "profile", "wandb", "data.dir")
 
     def __init__(
         self,
