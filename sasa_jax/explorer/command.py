@@ -9,7 +9,7 @@ from sasa_jax.explorer.page import write_page
 from sasa_jax.prediction import load
 
 
-def explain_file(source: Path, image: str | None, *, output: Path | None = None) -> None:
+def explain_file(source: str | Path, image: str | None, *, output: Path | None = None) -> None:
     """Writes the page of one image and says what is in it.
 
     Args:

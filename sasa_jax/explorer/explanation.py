@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,11 @@ import numpy as np
 from flax import nnx
 
 from sasa_jax.detection import Anchors
-from sasa_jax.explorer.network import Model, attention_layers
+from sasa_jax.explorer.network import Model, attention_layers, queries
+from sasa_jax.models import Variables
 from sasa_jax.prediction import Predictor
 from sasa_jax.prediction.predictor import Image
+from sasa_jax.tasks import normalise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,16 +55,19 @@ class Explanation:
         guesses: classes, or boxes.
         attention: weights by layer, in the network's order: float32 [H, W, N, K, K], of the
             attention stem [S/4, S/4, N, 16, 16].
+        queries: of the layers with relative embeddings, but not the stem, by layer: float32
+            [H, W, N, D].
     """
 
     title: str
     network: str
     step: int
-    model: Model
-    image: np.ndarray
+    model: Model = dataclasses.field(repr=False)
+    image: np.ndarray = dataclasses.field(repr=False)
     shown: tuple[int, int]
-    guesses: Sequence[Guess]
-    attention: Mapping[str, np.ndarray]
+    guesses: Sequence[Guess] = dataclasses.field(repr=False)
+    attention: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
+    queries: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
 
     def _repr_html_(self) -> str:
         # Here, as the page is made of explanations.
@@ -93,8 +99,17 @@ def explain(predictor: Predictor, image: Image, *, title: str = "", top: int = 5
         )
     inputs = predictor.preprocess(image)
     pixels = inputs["image"]
-    see = jax.jit(predictor.task.predict, static_argnames="return_attention")
-    *outputs, attention = jax.device_get(see(variables, pixels[None], return_attention=True))
+
+    @jax.jit
+    def see(variables: Variables, images: jax.Array) -> tuple[Any, dict[str, jax.Array]]:
+        network = nnx.merge(
+            predictor.graphdef, variables["params"], variables["batch_stats"], copy=True
+        )
+        capture = nnx.capture(network, nnx.Intermediate, method_outputs=nnx.Intermediate)
+        outputs, captured = capture(normalise(images), train=False, return_attention=True)
+        return outputs, queries(network, captured)
+
+    (*outputs, attention), asked = jax.device_get(see(variables, pixels[None]))
     if predictor.task_name == "classification":
         guesses = _classes(outputs[0][0], predictor.class_names, top)
     else:
@@ -110,6 +125,7 @@ def explain(predictor: Predictor, image: Image, *, title: str = "", top: int = 5
         shown=tuple(int(side) for side in inputs.get("size", pixels.shape[:2])),
         guesses=guesses,
         attention={name: np.asarray(attention[name][0], np.float32) for name in layers},
+        queries={name: np.asarray(query, np.float32) for name, query in asked.items()},
     )
 
 

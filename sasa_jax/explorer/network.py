@@ -25,7 +25,9 @@ sign, no class.
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from flax import nnx
 
 from sasa_jax.models import ResNet, RetinaNet
 from sasa_jax.nn import AttentionStem, LocalSelfAttention
@@ -160,6 +162,57 @@ def relative_tables(layer: LocalSelfAttention | AttentionStem) -> list[np.ndarra
         for table in (layer.row_embedding, layer.column_embedding)
     ]
     return [table[None] if table.ndim == 2 else table.swapaxes(0, 1) for table in tables]
+
+
+def queries(model: Model, captured: nnx.State) -> dict[str, jax.Array]:
+    """The queries of every layer with relative embeddings, by its name.
+
+    Args:
+        model: the network that was called on one image with `return_attention`.
+        captured: what each of its modules put out, from `nnx.capture`.
+
+    Returns:
+        [H, W, N, D] each, as they met keys and embeddings.
+    """
+    calls = {path[:-1]: list(x.get_value()) for path, x in nnx.to_flat_state(captured) if path[1:]}
+    paths = {id(module): path for path, module in nnx.iter_modules(model)}
+    found = {}
+    for name, layer in attention_layers(model).items():
+        if isinstance(layer, LocalSelfAttention) and layer.row_embedding is not None:
+            last = "query" if layer.query_norm is None else "query_norm"
+            # A layer of a detector's heads is called once for each level, in their order.
+            (image,) = calls[(*paths[id(layer)], last)].pop(0)
+            found[name] = image.reshape(*image.shape[:2], layer.num_heads, -1)
+    return found
+
+
+def position_logits(
+    layer: LocalSelfAttention, query: np.ndarray
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """q . r in few numbers, less each window's mean, which no softmax sees.
+
+    The part of the key's row is q's first half times the row embeddings, [K, D/2] less their mean:
+    whatever q is, it lies in a space of R = min(D/2, K - 1) dimensions. So does the column's.
+
+    Args:
+        layer: with relative embeddings.
+        query: [H, W, N, D], see `queries`.
+
+    Returns:
+        Bases of both spaces, float32 [N, K, R], N = 1 where the heads share their embeddings; and
+        the place of every query in them, float32 [N, 2 R, H, W]. Basis times coordinates is the
+        row's or the column's part of the logits, by the key's offset.
+    """
+    bases, coordinates = [], []
+    for table, half in zip(relative_tables(layer), np.split(query, 2, axis=-1), strict=True):
+        centred = table - table.mean(axis=1, keepdims=True)
+        rank = min(centred.shape[2], centred.shape[1] - 1)
+        basis = np.linalg.svd(centred, full_matrices=False)[0][..., :rank]
+        projection = np.einsum("nkr,nkd->nrd", basis, centred) * (layer.scale or 1.0)
+        projection = np.broadcast_to(projection, (query.shape[2], *projection.shape[1:]))
+        coordinates.append(np.einsum("hwnd,nrd->nrhw", half, projection))
+        bases.append(basis)
+    return bases, np.concatenate(coordinates, axis=1).astype(np.float32)
 
 
 def stem_logits(stem: AttentionStem) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """The page: one HTML file with style, script and data inside, that needs no network."""
 
 import base64
+import functools
 import html
 import json
 import os
@@ -16,16 +17,23 @@ from sasa_jax.analysis.attention_maps import COLOUR_MAP
 from sasa_jax.analysis.attention_windows import pick_queries
 from sasa_jax.data import MEAN_RGB, STD_RGB
 from sasa_jax.explorer.explanation import Explanation
-from sasa_jax.explorer.network import attention_layers, relative_tables, stages, stem_logits
+from sasa_jax.explorer.network import (
+    attention_layers,
+    position_logits,
+    relative_tables,
+    stages,
+    stem_logits,
+)
 from sasa_jax.explorer.packing import pack, pack_codes, quantise
 from sasa_jax.nn import AttentionStem
 
 # Signed numbers; like `COLOUR_MAP` it is read without colour vision.
 SIGNED_COLOUR_MAP = "PuOr"
 
-# Steps that a weight is stored in, and bytes of data above which fewer are tried.
-LEVELS = (128, 64, 32)
-DATA_SIZE = 4_900_000
+# Steps that a weight and a coordinate of a position's logits (to either side of 0) are stored in,
+# and bytes of data above which fewer are tried.
+LEVELS = ((128, 63), (128, 15), (64, 15), (32, 15))
+DATA_SIZE = 4_800_000
 
 SCRIPTS = ("data.js", "reach.js", "draw.js", "panels.js", "main.js")
 
@@ -41,8 +49,11 @@ def write_page(path: str | os.PathLike[str], explanation: Explanation) -> int:
 
 def build_page(explanation: Explanation) -> str:
     """The page's HTML; large ones have coarser weights, and say so."""
-    for levels in LEVELS:
-        data = packed(explanation, levels)
+    image = {"image": pack(explanation.image.transpose(2, 0, 1))}
+    weights = functools.cache(functools.partial(packed_weights, explanation))  # takes seconds
+    for levels, position_levels in LEVELS:
+        positions, steps = packed_positions(explanation, position_levels)
+        data = image | weights(levels) | positions
         if sum(map(len, data.values())) <= DATA_SIZE:
             break
     files = resources.files("sasa_jax.explorer") / "static"
@@ -52,9 +63,10 @@ def build_page(explanation: Explanation) -> str:
         style=(files / "page.css").read_text("utf-8"),
         # Inside a script element only "<" could end it.
         levels=levels,
-        about=json.dumps(describe(explanation) | {"levels": levels}, separators=(",", ":")).replace(
-            "<", "\\u003c"
-        ),
+        about=json.dumps(
+            describe(explanation) | {"levels": levels, "positionSteps": steps},
+            separators=(",", ":"),
+        ).replace("<", "\\u003c"),
         data="\n".join(
             f'<script type="text/plain" data-name="{html.escape(name)}">{text}</script>'
             for name, text in data.items()
@@ -69,13 +81,13 @@ def notebook_frame(explanation: Explanation, height: int = 900) -> str:
     return f'<iframe srcdoc="{page}" width="100%" height="{height}" style="border:0"></iframe>'
 
 
-def packed(explanation: Explanation, levels: int) -> dict[str, str]:
-    """The large arrays by name, see `packing`: the image's pixels and the layers' weights.
+def packed_weights(explanation: Explanation, levels: int) -> dict[str, str]:
+    """The layers' weights, in so many steps; see `packing`.
 
     The stem's are not among them: the page computes them from the pixels and `stem_logits`, which
     is shorter and exact.
     """
-    data = {"image": pack(explanation.image.transpose(2, 0, 1))}
+    data = {}
     for name, weights in explanation.attention.items():
         if not _is_stem(name):
             codes, tops = quantise(weights, levels)
@@ -83,11 +95,28 @@ def packed(explanation: Explanation, levels: int) -> dict[str, str]:
     return data
 
 
+def packed_positions(
+    explanation: Explanation, levels: int
+) -> tuple[dict[str, str], dict[str, list[float]]]:
+    """The coordinates of `position_logits`, in so many steps to either side of 0.
+
+    Returns:
+        The arrays, and the size of a step of every head by layer.
+    """
+    layers, data, steps = attention_layers(explanation.model), {}, {}
+    for name, query in explanation.queries.items():
+        _, coordinates = position_logits(layers[name], query)
+        step = np.abs(coordinates).max(axis=(1, 2, 3)) / levels + 1e-9
+        codes = np.rint(coordinates / step[:, None, None, None]).astype(np.int8)
+        data[f"{name} position"], steps[name] = pack(codes.view(np.uint8)), _numbers(step)
+    return data, steps
+
+
 def describe(explanation: Explanation) -> dict[str, Any]:
     """All else that the page shows; JSON, with numbers to six digits."""
     model, (side, _, _) = explanation.model, explanation.image.shape
     flow = {stage.name: stage for stage in stages(model, side)}
-    layers, tables, stem = [], {}, None
+    layers, tables, bases, stem = [], {}, {}, None
     for name, layer in attention_layers(model).items():
         height, width, heads, window, _ = explanation.attention[name].shape
         is_stem = isinstance(layer, AttentionStem)
@@ -100,6 +129,9 @@ def describe(explanation: Explanation) -> dict[str, Any]:
         both = relative_tables(layer)
         if both is not None:
             tables[name] = [_numbers(table) for table in both]
+        if name in explanation.queries:
+            both, _ = position_logits(layer, explanation.queries[name])
+            bases[name] = [_numbers(basis) for basis in both]
         if is_stem:
             content, relative = stem_logits(layer)
             stem = dict(content=_numbers(content, 9), relative=_numbers(relative, 9))
@@ -115,6 +147,7 @@ def describe(explanation: Explanation) -> dict[str, Any]:
         "guesses": [vars(guess) for guess in explanation.guesses],
         "layers": layers,
         "tables": tables,
+        "bases": bases,
         "stem": stem,
         "stages": [stage._asdict() for stage in flow.values()],
         "query": pick_queries(explanation.image, 1)[0],

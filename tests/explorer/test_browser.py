@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import scipy.special
 
 from sasa_jax.explorer.network import stages
 from tests.explorer.reference import reach
@@ -148,6 +149,7 @@ def test_weights_under_the_pointer(page):
 
 def test_padding_and_largest_weight(page):
     page.click('[data-layer="group2/block2"]')
+    page.pointer("pointermove", 16, 3)
     page.click('[data-head="1"]')
     page.pointer("pointermove", 1, 30)  # place (0, 3) of 4x4: two rows and columns outside
     weights = page.explanation.attention["group2/block2"][0, 3, 1]
@@ -164,9 +166,51 @@ def test_padding_and_largest_weight(page):
     first = "document.querySelector('#window tr + tr td')"
     page.run(f"{first}.dispatchEvent(new Event('pointerenter'))")
     page.settle()
-    assert (
-        page.text("slot") == f"Key offset (−2, −2): weight {page.weights()[0, 0]:.2f} %, on padding"
+    weight = f"Key offset (−2, −2): weight {page.weights()[0, 0]:.2f} %"
+    assert re.fullmatch(
+        rf"{re.escape(weight)}, content <?[+−][\d.]+, position [+−][\d.]+, on padding",
+        page.text("slot"),
     )
+    page.click('[data-head="-1"]')
+    weight = f"Key offset (−2, −2): weight {page.weights()[0, 0]:.2f} %"
+    assert page.text("slot") == f"{weight}, on padding"
+
+
+def part_of_logits(page, part):
+    """The cells while a part of the logits is chosen, [K, K]; and which of them are bounds."""
+    page.click(f'#part [value="{part}"]')
+    cells = page.run(
+        "return [...document.querySelectorAll('#window tr + tr')].map((row) =>"
+        "[...row.querySelectorAll('td')].map((cell) => cell.textContent))"
+    )
+    page.click('#part [value="weights"]')
+    text = np.array(cells)
+    bound = np.char.startswith(text, "<")
+    return np.char.replace(np.char.lstrip(text, "<"), "−", "-").astype(float), bound
+
+
+@pytest.mark.parametrize("layer", ["group1/block1", "group2/block2", "stem"])
+@pytest.mark.parametrize("pixel", [(0, 31), (13, 18)])  # with padding and without
+def test_content_and_position_are_the_operator_s(page, true_logits, layer, pixel):
+    """More than at the key of the largest weight; within what the stored numbers' steps cost."""
+    page.click(f'[data-layer="{layer}"]')
+    page.pointer("pointermove", *pixel)
+    content, position, error = true_logits(layer, pixel)
+    for head in (1, 3):
+        page.click(f'[data-head="{head}"]')
+        weights = scipy.special.softmax((content + position)[head])
+        best = np.unravel_index(weights.argmax(), weights.shape)
+        tolerance = error[head] + error[head][best] + 0.0051
+        true = (position - position[:, *best][:, None, None])[head]
+        shown, _ = part_of_logits(page, "position")
+        assert np.ptp(true) > 0.3 and (np.abs(shown - true) <= tolerance).all()
+        # A stored weight is off by half a step: 1/256 of the largest.
+        stored = np.maximum(weights / weights.max(), 1 / 256)
+        tolerance += 0 if layer == "stem" else -np.log1p(-np.minimum(0.51 / 128 / stored, 0.999))
+        true = (content - content[:, *best][:, None, None])[head]
+        shown, bound = part_of_logits(page, "content")
+        assert (np.abs(shown - true) <= tolerance)[~bound].all()
+        assert (shown >= true - tolerance)[bound].all() and not bound[best]
 
 
 def test_stem_is_computed_in_the_page(page):

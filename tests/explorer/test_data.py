@@ -15,7 +15,7 @@ import pytest
 
 from sasa_jax.explorer import build_page, explain, page
 from sasa_jax.explorer.command import explain_file
-from sasa_jax.explorer.network import attention_layers, stages, stem_logits
+from sasa_jax.explorer.network import attention_layers, position_logits, stages, stem_logits
 from sasa_jax.explorer.packing import pack, pack_codes, quantise
 from tests.explorer.conftest import NAMES, predictor
 from tests.training.small_digits import small_digits
@@ -101,6 +101,26 @@ def test_stem_weights_follow_from_pixels(seen, classifier):
     np.testing.assert_allclose(weights, seen.attention["stem"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("which", ["seen", "found"])
+def test_positions_explain_the_weights_of_padding(which, request):
+    """Keys outside the image are 0, so position alone tells their weights, in every layer."""
+    explanation = request.getfixturevalue(which)
+    layers = attention_layers(explanation.model)
+    assert set(explanation.queries) == {name for name in layers if not name.endswith("stem")}
+    for name, query in explanation.queries.items():
+        bases, coordinates = position_logits(layers[name], query)
+        both = np.split(coordinates[:, :, 0, 0], 2, axis=1)  # of the corner, [N, R] each
+        parts = [
+            np.einsum("nkr,nr->nk", np.broadcast_to(basis, (len(x), *basis.shape[1:])), x)
+            for basis, x in zip(bases, both, strict=True)
+        ]
+        rows, columns = ((part - part[:, :1])[:, : part.shape[1] // 2] for part in parts)
+        weights = explanation.attention[name][0, 0][:, : rows.shape[1], : rows.shape[1]]
+        ratios = weights / weights[:, :1, :1]
+        expected = np.exp(rows[:, :, None] + columns[:, None, :])
+        np.testing.assert_allclose(ratios, expected, rtol=1e-3, err_msg=name)
+
+
 def test_page_holds_everything_and_asks_for_nothing(seen):
     text = build_page(seen)
     assert "<title>Attention in a &lt;b&gt;$1&amp;.png</title>" in text
@@ -146,11 +166,15 @@ def test_boxes_come_from_their_anchors(found):
 def test_large_pages_have_fewer_levels(seen, monkeypatch):
     fine = build_page(seen)
     assert '"levels":128' in fine and "steps of 1/128" in fine
-    size = sum(map(len, page.packed(seen, 128).values()))
+    data = {"image": pack(seen.image.transpose(2, 0, 1))} | page.packed_weights(seen, 128)
+    size = sum(map(len, (data | page.packed_positions(seen, 15)[0]).values()))
+    monkeypatch.setattr(page, "DATA_SIZE", size)
+    between = build_page(seen)  # positions are given up first
+    assert '"levels":128' in between and len(between) < len(fine)
     monkeypatch.setattr(page, "DATA_SIZE", size - 1)
     coarse = build_page(seen)
     assert '"levels":64' in coarse and "steps of 1/64" in coarse
-    assert len(coarse) < len(fine)
+    assert len(coarse) < len(between)
 
 
 def test_notebooks_show_the_page(seen):

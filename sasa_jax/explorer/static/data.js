@@ -78,6 +78,7 @@ async function unpackCodes(name, size, area) {
 class WindowLayer {
   constructor(entry) {
     Object.assign(this, entry); // name, height, width, heads, window, pixels, padded
+    this.bases = about.bases[this.name];
     this.values = new Float32Array(entry.heads * entry.window ** 2);
     this.loading = null;
     this.codes = null;
@@ -86,9 +87,11 @@ class WindowLayer {
 
   load() {
     this.loading ??= (async () => {
-      const [codes, tops] = await Promise.all(
+      const [codes, tops, position] = await Promise.all(
         [unpackCodes(`${this.name} codes`, this.window, this.height * this.width),
-          unpack(`${this.name} tops`, this.width)]);
+          unpack(`${this.name} tops`, this.width),
+          this.bases && unpack(`${this.name} position`, this.width)]);
+      this.coordinates = this.bases && new Int8Array(position.buffer);
       this.steps = new Float32Array(tops.length / 2);
       for (let k = 0; k < this.steps.length; k++) {
         this.steps[k] = (tops[k] + 256 * tops[k + this.steps.length]) / (65535 * about.levels);
@@ -115,7 +118,20 @@ class WindowLayer {
     return { size, i, j, values, step: pixels, top: (i - half) * pixels,
       left: (j - half) * pixels, query: [half, half],
       inside: (r, c) => i + r >= half && i + r < height + half
-        && j + c >= half && j + c < width + half };
+        && j + c >= half && j + c < width + half,
+      error: (head) => this.steps[head * area + place] / 2,
+      position: this.bases && ((head) => this.positionOf(head, place)) };
+  }
+
+  // q . r of one head, [K, K], less its mean; see `position_logits` in explorer/network.py.
+  positionOf(head, place) {
+    const area = this.height * this.width, step = about.positionSteps[this.name][head];
+    const [rows, columns] = this.bases.map((bases, axis) => {
+      const basis = bases[bases.length > 1 ? head : 0], rank = basis[0].length;
+      const coordinate = (r) => step * this.coordinates[((2 * head + axis) * rank + r) * area + place];
+      return basis.map((each) => each.reduce((sum, x, r) => sum + x * coordinate(r), 0));
+    });
+    return Float32Array.from(rows.flatMap((row) => columns.map((column) => row + column)));
   }
 
   // Mean over the heads, [H, W, K, K]; for the reach.
@@ -150,14 +166,18 @@ class StemLayer {
 
   load() { return Promise.resolve(); }
 
+  // The pixels of block (i, j) as the network sees them: [16, 3].
+  pixelsAt(i, j) {
+    const { side, mean, deviation } = about;
+    return Array.from({ length: 16 }, (_, p) => {
+      const at = (4 * i + (p >> 2)) * side + 4 * j + (p & 3);
+      return [0, 1, 2].map((c) => (this.image[c * side * side + at] - mean[c]) / deviation[c]);
+    });
+  }
+
   // All weights of block (i, j): [N, 16, 16].
   blockAt(i, j) {
-    const { content, relative } = about.stem, { side, mean, deviation } = about;
-    const x = [];
-    for (let p = 0; p < 16; p++) {
-      const at = (4 * i + (p >> 2)) * side + 4 * j + (p & 3);
-      x.push([0, 1, 2].map((c) => (this.image[c * side * side + at] - mean[c]) / deviation[c]));
-    }
+    const { content, relative } = about.stem, x = this.pixelsAt(i, j);
     for (let head = 0; head < this.heads; head++) {
       for (let p = 0; p < 16; p++) {
         const row = this.block.subarray(head * 256 + p * 16, head * 256 + p * 16 + 16);
@@ -178,6 +198,12 @@ class StemLayer {
     return this.block;
   }
 
+  // q . r of one head and query pixel, [4, 4].
+  positionOf(head, i, j, p) {
+    const x = this.pixelsAt(i, j)[p], keys = about.stem.relative[head][p];
+    return Float32Array.from(keys, (r) => r.reduce((sum, value, c) => sum + x[c] * value, 0));
+  }
+
   at(row, column) {
     const i = row >> 2, j = column >> 2, query = [row & 3, column & 3];
     const block = this.blockAt(i, j), p = 4 * query[0] + query[1];
@@ -185,6 +211,7 @@ class StemLayer {
       this.values.set(block.subarray(head * 256 + p * 16, head * 256 + p * 16 + 16), head * 16);
     }
     return { size: 4, i, j, values: this.values, step: 1, top: 4 * i, left: 4 * j, query,
-      inside: () => true };
+      inside: () => true, error: () => 0,
+      position: about.tables[this.name] && ((head) => this.positionOf(head, i, j, p)) };
   }
 }

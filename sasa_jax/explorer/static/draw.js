@@ -14,9 +14,9 @@ function brightest(map) {
   return sorted[Math.floor(0.99 * last)] || sorted[last] || 1;
 }
 
-function colour(t) {
+function colour(t, table = COLOURS) {
   const k = 3 * Math.round(255 * t);
-  return `rgb(${COLOURS[k]} ${COLOURS[k + 1]} ${COLOURS[k + 2]})`;
+  return `rgb(${table[k]} ${table[k + 1]} ${table[k + 2]})`;
 }
 
 function element(tag, properties = {}, ...children) {

@@ -1,7 +1,7 @@
 // ---- main.js: what is chosen, and what has to be drawn again when it changes. ----
 
 const state = { layer: null, head: -1, row: 0, column: 0, held: false, mode: "weights",
-  scale: "place", slot: null, guess: null, least: 0.3 };
+  scale: "place", part: "weights", slot: null, guess: null, least: 0.3 };
 let drawn = {}, picture, reach, pending = false, later = 0, cells = [];
 const layers = new Map();
 
@@ -33,8 +33,9 @@ function draw() {
     return;
   }
   state.head = Math.min(state.head, layer.heads - 1);
+  if (state.head < 0) state.part = "weights"; // the mean of the heads has no logits
   const found = layer.at(state.row, state.column), maps = headMaps(layer, found);
-  const weights = maps[state.head + 1];
+  const weights = maps[state.head + 1], split = splitLogits(found, weights, state.head);
   const largest = state.scale === "layer" ? layer.largest
     : found.values.reduce((a, b) => Math.max(a, b), 1e-12);
   const queryKey = `${found.size} ${found.query}`;
@@ -49,9 +50,12 @@ function draw() {
     cells = buildWindow(found.size, found.query, (slot) => change({ slot }));
   }
   const placeKey = [found.i, found.j, queryKey].join();
-  if (differs("layer", "head", "scale") || drawn.placeKey !== placeKey) {
+  if (differs("layer", "head", "scale", "part") || drawn.placeKey !== placeKey) {
     drawHeads(found, maps, largest, state.head);
     drawWindow(cells, found, weights, largest);
+    byId("part").hidden = !found.position;
+    byId("part").querySelector(`[value="${state.part}"]`).checked = true;
+    if (split && state.part !== "weights") drawPart(cells, found, split, state.part, layer);
     drawNumbers(found, weights, layer);
     byId("window-title").textContent = `${found.size}×${found.size}, `
       + (state.head < 0 ? `mean of ${layer.heads} heads` : `head ${state.head + 1} of ${layer.heads}`);
@@ -60,7 +64,7 @@ function draw() {
     drawLegend(state.mode, largest, found.size ** 2);
   }
   drawPicture(layer, found, weights, largest);
-  drawWords(layer, found, weights);
+  drawWords(layer, found, weights, split);
   if (differs("guess")) markGuess();
   if (differs("layer", "head", "row", "column")) {
     clearTimeout(later);
@@ -83,15 +87,17 @@ function drawPicture(layer, found, weights, largest) {
   picture.canvas.classList.toggle("held", state.held);
 }
 
-function drawWords(layer, found, weights) {
+function drawWords(layer, found, weights, split) {
   const place = layer.stem ? `block (${found.i}, ${found.j})` : `place (${found.i}, ${found.j})`;
   byId("where").textContent = `Pixel (${state.row}, ${state.column}), ${place} of `
     + `${layer.height}×${layer.width} in ${layer.name}${state.held ? ", held" : ""}`;
   let words = "";
   if (state.slot) {
     const [r, c] = state.slot, offset = [r - found.query[0], c - found.query[1]];
-    words = `Key offset (${offset.map(signed).join(", ")}): `
-      + `weight ${percent(weights[r * found.size + c])} %`
+    const k = r * found.size + c;
+    words = `Key offset (${offset.map(signed).join(", ")}): weight ${percent(weights[k])} %`
+      + (split ? `, content ${logit(split.content[k], split.bound[k])}, `
+        + `position ${logit(split.position[k])}` : "")
       + (found.inside(r, c) ? "" : ", on padding");
   }
   byId("slot").textContent = words;
@@ -217,6 +223,8 @@ function listenToChoices() {
   for (const name of ["mode", "scale"]) {
     byId(name).addEventListener("change", (event) => change({ [name]: event.target.value }));
   }
+  byId("part").addEventListener("change", ({ target: { value } }) =>
+    change({ part: value, head: value === "weights" ? state.head : Math.max(state.head, 0) }));
   byId("theme").addEventListener("click", () => {
     const root = document.documentElement;
     const dark = root.dataset.theme ? root.dataset.theme === "dark"

@@ -88,6 +88,35 @@ function drawWindow(cells, found, weights, largest) {
   }
 }
 
+// What content and position add to a head's logits, more than they add at the key of the largest
+// weight: the exponential of their sum is the ratio of the two weights. Where a weight was stored
+// as 0, content is at most what stands here, and `bound` says so.
+function splitLogits(found, weights, head) {
+  if (head < 0 || !found.position) return null;
+  const all = found.position(head), best = weights.indexOf(weights.reduce((a, b) => Math.max(a, b)));
+  const position = all.map((value) => value - all[best]);
+  const least = found.error(head), bound = Array.from(weights, (weight) => weight === 0);
+  const content = position.map((value, k) =>
+    Math.log((weights[k] || least) / weights[best]) - value);
+  return { content, position, bound };
+}
+
+const logit = (value, below = false) => (below ? "<" : "")
+  + (value < 0 ? "−" : "+") + Math.abs(value).toFixed(2);
+
+// In place of the weights, the part of the logits that is chosen; both on one scale.
+function drawPart(cells, found, split, part, layer) {
+  const seen = (k) => layer.padded || found.inside(Math.floor(k / found.size), k % found.size);
+  const largest = [...split.content, ...split.position].filter(Number.isFinite)
+    .reduce((a, b) => Math.max(a, Math.abs(b)), 1e-6);
+  cells.forEach((cell, k) => {
+    const value = split[part][k], t = 0.5 + Math.min(Math.max(value / largest, -1), 1) / 2;
+    cell.textContent = seen(k) ? logit(value, part === "content" && split.bound[k]) : "";
+    cell.style.backgroundColor = colour(seen(k) ? t : 0.5, SIGNED);
+    cell.style.color = Math.abs(t - 0.5) > 0.3 ? "#fff" : "#000";
+  });
+}
+
 function drawNumbers(found, weights, layer) {
   const { size, step, query, inside } = found;
   let best = 0, padding = 0, bits = 0, distance = 0;
