@@ -40,7 +40,7 @@ class Estimate:
     kernels: list[Kernel]
     counts: dict[str, tpu_bundles.Count]  # of the kernels, by their code
     collectives: list[Collective]
-    uncounted: dict[str, int]  # operations of which neither is known
+    uncounted: dict[str, int]  # operations of which neither is known, counted by their bytes
     temporary_bytes: int
     argument_bytes: int
 

@@ -115,6 +115,8 @@ class Program:
 
     Attributes:
       counts: what the program's Pallas kernels issue, by their code.
+      uncounted: operations with neither an estimate nor bundles. In the sums they are the bytes
+        that they read and write, over the HBM's bandwidth.
 
     Raises:
       RuntimeError: a Pallas kernel of which nothing is known.
@@ -139,6 +141,7 @@ class Program:
         self._add(entry, times=1)
 
     def _add(self, computation: str, times: int) -> None:
+        shapes = {o.name: o.shape for o in self._computations[computation]}
         for operation in self._computations[computation]:
             opcode = operation.opcode
             base = re.sub("-(start|done)$", "", opcode)
@@ -161,7 +164,8 @@ class Program:
                     key = base, origin[1] if origin else "", files, operation.shape
                     self._collectives[key] += times
             elif opcode not in FREE and not FREE_CALLS.search(operation.text):
-                self._add_operation(operation, times)
+                arrays = [operation.shape, *(shapes.get(name, "") for name in operation.operands)]
+                self._add_operation(operation, times, sum(map(_bytes, arrays)))
 
     def _add_kernel(self, operation: Operation, times: int) -> None:
         body = re.search(r'"body":"([^"]*)"', operation.text)
@@ -193,8 +197,8 @@ class Program:
             transfer_ms=1000 * count.hbm_bytes / self._chip.bandwidth,
         )
 
-    def _add_operation(self, operation: Operation, times: int) -> None:
-        """One of XLA's own."""
+    def _add_operation(self, operation: Operation, times: int, moved: int) -> None:
+        """One of XLA's own, that reads and writes so many bytes."""
         estimated = re.search(r'"estimated_cycles":"(\d+)"', operation.text)
         bound = None
         if self.lower_bound is not None or not estimated:
@@ -210,6 +214,7 @@ class Program:
             self._count("no estimate, bundles", times, bound)
         elif _bytes(operation.shape) > 4096:  # less is scalars and the like, of no weight
             self.uncounted[operation.opcode] += times
+            self._count("no estimate, bytes", times, 1000 * moved / self._chip.bandwidth)
 
     def _count(
         self, kind: str, times: int, milliseconds: float, bound: float | None = None

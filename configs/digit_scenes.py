@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.data.augmentation.scale = (0.8, 1.25)
     config.data.augmentation.flip = 0.0
 
-    config.total_steps = 1500
+    config.total_steps = 1100
     config.warmup_epochs = 0.05
     config.total_epochs = 1.0
     config.batch_size = 16
@@ -55,6 +55,6 @@ def get_config() -> ConfigDict:
     config.average_decay = 0.995
 
     config.log_every = 100
-    config.eval_every = 750
-    config.checkpoint_every = 500
+    config.eval_every = 550
+    config.checkpoint_every = 550
     return config

@@ -26,7 +26,7 @@ from sasa_jax.analysis.flop_rules import (
     total,
 )
 from sasa_jax.analysis.text import align
-from sasa_jax.nn import AttentionStem, BatchNorm
+from sasa_jax.nn import AttentionStem, BatchNorm, LocalSelfAttention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,8 @@ def count(
     def call(images: jax.Array) -> None:
         model = build()
         for _, module in nnx.iter_modules(model):
-            if isinstance(module, AttentionStem):  # the form that calls its BN, on any platform
+            # The form that calls all modules inside it, on any platform.
+            if isinstance(module, AttentionStem | LocalSelfAttention):
                 module.implementation = "definition"
         capture = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
         layers.extend(_layers(model, _output_shapes(capture(images)[1])))

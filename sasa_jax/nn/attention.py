@@ -11,7 +11,12 @@ from flax.typing import Dtype
 
 from sasa_jax.checks import check_choice
 from sasa_jax.nn.position import sinusoidal_position
-from sasa_jax.ops.local_attention import local_attention, local_attention_weights
+from sasa_jax.ops.local_attention import (
+    local_attention,
+    local_attention_packed,
+    local_attention_weights,
+    reads_packed,
+)
 from sasa_jax.ops.local_attention.checks import checked_options
 from sasa_jax.ops.local_attention.contract import Boundary
 
@@ -106,7 +111,9 @@ class LocalSelfAttention(nnx.Module):
         window: K, odd.
         dtype: of the computation; None is the input's. The softmax is in float32 at least.
         param_dtype: of the parameters.
-        implementation: of the operator; None picks the best for the platform and shape.
+        implementation: of the operator; None picks the best for the platform and shape. Where it
+            reads query, key and value from one array, dense projections without `query_key_norm`
+            are one product.
         rngs: streams for the initialisers.
 
     Raises:
@@ -199,6 +206,17 @@ class LocalSelfAttention(nnx.Module):
         if self.position == "sinusoidal":
             x = x + jnp.asarray(sinusoidal_position(height, width, features), dtype)[None]
 
+        options = dict(window=self.window, boundary=self.boundary, scale=self.scale)
+        embeddings = [
+            None if table is None else table[...].astype(dtype)
+            for table in (self.row_embedding, self.column_embedding)
+        ]
+        if not return_weights and self._packs((batch, height, width), dtype):
+            y = local_attention_packed(
+                self._packed(x), *embeddings, **options, implementation=self.implementation
+            )
+            return y.reshape(x.shape)
+
         def heads(projection: nnx.Module | None) -> jax.Array | None:
             if projection is None:
                 return None
@@ -208,11 +226,6 @@ class LocalSelfAttention(nnx.Module):
         if self.query_norm is not None:
             query = self.query_norm(query)
             key = None if key is None else self.key_norm(key)
-        embeddings = [
-            None if table is None else table[...].astype(dtype)
-            for table in (self.row_embedding, self.column_embedding)
-        ]
-        options = dict(window=self.window, boundary=self.boundary, scale=self.scale)
         y = local_attention(
             query, key, value, *embeddings, **options, implementation=self.implementation
         )
@@ -220,3 +233,22 @@ class LocalSelfAttention(nnx.Module):
         if not return_weights:
             return y
         return y, local_attention_weights(query, key, *embeddings, **options)
+
+    def _packs(self, image: tuple[int, int, int], dtype: Dtype) -> bool:
+        """Whether query, key and value are best left in one array [*image, 3, N, D]."""
+        if self.key is None or self.query_norm is not None:
+            return False
+        return isinstance(self.query, nnx.Linear) and reads_packed(
+            (*image, self.num_heads, self.features // self.num_heads),
+            dtype,
+            window=self.window,
+            boundary=self.boundary,
+            scale=self.scale,
+            implementation=self.implementation,
+        )
+
+    def _packed(self, x: jax.Array) -> jax.Array:
+        """x [B, H, W, C] -> [B, H, W, 3, N, D], by one product with the three kernels together."""
+        projections = self.query, self.key, self.value
+        kernel = jnp.concatenate([p.kernel[...].astype(x.dtype) for p in projections], axis=1)
+        return (x @ kernel).reshape(*x.shape[:3], 3, self.num_heads, -1)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sasa_jax.ops.local_attention import local_attention, local_attention_packed
 from sasa_jax.ops.local_attention.checks import checked_options
 from sasa_jax.ops.local_attention.contract import Problem
 from sasa_jax.ops.local_attention.registry import IMPLEMENTATIONS
@@ -22,22 +23,50 @@ FAST_COMPILE = {
 }
 
 
-def implementations(dtype: str) -> list[str]:
-    """The names of those that take a dtype and run on this machine.
+PACKED = "_packed"  # after a name: with queries, keys and values in one array
 
-    gpu_triton does on a GPU, and in Triton's interpreter where TRITON_INTERPRET is 1.
+
+def implementations(dtype: str) -> list[str]:
+    """The names, for `attend_with`, of those that take a dtype and run on this machine.
+
+    gpu_triton does on a GPU, and in Triton's interpreter where TRITON_INTERPRET is 1. An
+    implementation that reads one array in place is there a second time.
     """
     problem = Problem(
         jax.default_backend(), jnp.dtype(dtype), (1, 8, 8, 2, 8), checked_options(7, "zero", None)
     )
-    return [name for name, one in IMPLEMENTATIONS.items() if one.refuses(problem) is None]
+    found = {name: one for name, one in IMPLEMENTATIONS.items() if one.refuses(problem) is None}
+    packed = [name + PACKED for name, one in found.items() if one.attend_packed is not None]
+    return [*found, *packed]
 
 
-# A test for each that runs here. tpu_lanes takes half a minute to compile for the interpreter.
+def attend_with(
+    implementation: str | None,
+    query: jax.Array,
+    key: jax.Array | None,
+    value: jax.Array,
+    row_embedding: jax.Array | None = None,
+    column_embedding: jax.Array | None = None,
+    **options,
+) -> jax.Array:
+    """`local_attention` by one of `implementations`."""
+    name = implementation and implementation.removesuffix(PACKED)
+    tables = row_embedding, column_embedding
+    if name == implementation:
+        return local_attention(query, key, value, *tables, **options, implementation=name)
+    if key is None:
+        pytest.skip("three arrays in one: there is always a key")
+    packed = jnp.stack([query, key, value], axis=3)
+    return local_attention_packed(packed, *tables, **options, implementation=name)
+
+
+# A test for each that runs here. tpu_lanes takes half a minute to compile for the interpreter; few
+# channels, as tests have, tpu_matrix takes apart: test_tpu_packed.py has what it reads in place.
+SLOW = ("tpu_lanes", "tpu_lanes_packed", "tpu_matrix_packed")
 every = pytest.mark.parametrize(
     "implementation",
     [
-        pytest.param(name, marks=pytest.mark.slow if name == "tpu_lanes" else [])
+        pytest.param(name, marks=pytest.mark.slow if name in SLOW else [])
         for name in implementations("float32")
     ],
 )

@@ -4,12 +4,16 @@ The operator's own suite runs it too, under the name gpu_triton. Both run on a G
 Triton's interpreter, which conftest.py turns on: bfloat16 is float32 there but for the results.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from sasa_jax import local_attention
+from sasa_jax.nn import LocalSelfAttention
 from sasa_jax.ops.local_attention.checks import checked_options
 from sasa_jax.ops.local_attention.contract import Problem
 from sasa_jax.ops.local_attention.gpu_triton import refuses
@@ -87,14 +91,53 @@ def test_huge_logits_stay_finite(boundary: str) -> None:
 
 
 @here
+@pytest.mark.parametrize(
+    "options, products",
+    [
+        ({}, 3),
+        ({"position": "sinusoidal", "per_head_embeddings": True}, 3),
+        ({"content": False}, 6),
+        ({"query_key_norm": "rms"}, 9),
+        ({"grouped_projections": True}, 9),
+    ],
+)
+def test_the_layer_projects_once_where_it_can(options: dict, products: int) -> None:
+    """One product forward and two backward, or as many for each projection; the same numbers."""
+    keys = jax.random.split(jax.random.key(2))
+    x, cotangent = (jax.random.normal(key, (1, 3, 9, 16)) for key in keys)
+
+    def run(implementation: str) -> tuple:
+        layer = LocalSelfAttention(
+            16, num_heads=2, implementation=implementation, rngs=nnx.Rngs(0), **options
+        )
+        graph, params = nnx.split(layer)
+
+        def apply(params: nnx.State, x: jax.Array) -> jax.Array:
+            return nnx.merge(graph, params, copy=True)(x)
+
+        def both(params: nnx.State, x: jax.Array) -> tuple:
+            output, transpose = jax.vjp(apply, params, x)
+            return output, transpose(cotangent)
+
+        program = jax.jit(both).trace(params, x)
+        return str(program.jaxpr).count("dot_general"), jax.jit(both)(params, x)
+
+    counted, found = run("gpu_triton")
+    assert counted == products
+    compare = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(compare, found, run("rows")[1])
+
+
+@here
 def test_many_runs_are_equal_to_the_bit() -> None:
     """On a GPU programs run in another order each time: a race would show."""
     runs = 50 if jax.default_backend() == "gpu" else 1
     ragged = case(3, 9, 2, 8, 7)
-    first = value_and_gradients(ragged, "gpu_triton", "bfloat16", "bfloat16")
-    for _ in range(runs):
-        again = value_and_gradients(ragged, "gpu_triton", "bfloat16", "bfloat16")
-        jax.tree.map(np.testing.assert_array_equal, again, first)
+    for name in ("gpu_triton", "gpu_triton_packed"):
+        first = value_and_gradients(ragged, name, "bfloat16", "bfloat16")
+        for _ in range(runs):
+            again = value_and_gradients(ragged, name, "bfloat16", "bfloat16")
+            jax.tree.map(np.testing.assert_array_equal, again, first)
 
 
 @here
@@ -115,6 +158,14 @@ def test_poisoned_images_around_a_ragged_one() -> None:
 
     for expected, found in zip(run(*images), run(*poisoned), strict=True):
         np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, 1e7])
+def test_scales_that_are_refused(scale: float) -> None:
+    problem = Problem(
+        "gpu", jnp.dtype("float32"), (1, 8, 8, 2, 8), checked_options(7, "zero", scale)
+    )
+    assert "it takes 1e-06 to 1e+06" in refuses(problem)
 
 
 @pytest.mark.parametrize(

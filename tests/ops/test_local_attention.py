@@ -1,5 +1,6 @@
 """What local attention must do, whatever computes it: limits, isolation, memory."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 from sasa_jax import local_attention, local_attention_weights
+from sasa_jax.ops.local_attention import local_attention_packed, reads_packed
 from sasa_jax.ops.local_attention.workloads import RESOLUTIONS, Workload
 
-from .cases import FAST_COMPILE, every, implementations
+from .cases import FAST_COMPILE, attend_with, every, implementations
 
 FAST = [name for name in implementations("float32") if name != "definition"]
 fast = pytest.mark.parametrize("implementation", FAST)
@@ -42,13 +44,20 @@ with_options = partial(compile_fast, static_argnames=("window", "boundary", "imp
 
 
 @with_options
-def attend(inputs: dict[str, jax.Array], **options) -> jax.Array:
-    return local_attention(**inputs, **options)
+def attend(inputs: dict[str, jax.Array], implementation: str | None = None, **options) -> jax.Array:
+    return attend_with(implementation, **inputs, **options)
 
 
-def gradients(inputs: dict[str, jax.Array], cotangent: jax.Array, **options) -> dict:
+def gradients(
+    inputs: dict[str, jax.Array],
+    cotangent: jax.Array,
+    implementation: str | None = None,
+    **options,
+) -> dict:
     """Output and gradients."""
-    output, transpose = jax.vjp(lambda inputs: local_attention(**inputs, **options), inputs)
+    output, transpose = jax.vjp(
+        lambda inputs: attend_with(implementation, **inputs, **options), inputs
+    )
     return {"output": output, **transpose(cotangent)[0]}
 
 
@@ -137,7 +146,7 @@ def test_other_heads_never_leak(implementation: str) -> None:
     """NaN in the other heads; finite where heads share a product with zeros: 0 * NaN is NaN."""
     own = np.zeros((2, 5, 6, 3, 4), bool)
     own[:, :, :, 1] = True
-    poison = 1e3 if implementation == "tpu_matrix" else np.nan
+    poison = 1e3 if implementation.startswith("tpu_matrix") else np.nan
     assert_isolated(own, poison, "mask", implementation)
 
 
@@ -184,15 +193,30 @@ def test_two_runs_are_equal_to_the_bit(implementation: str) -> None:
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+def test_one_array_is_taken_apart_where_it_is_not_read_in_place() -> None:
+    inputs = arguments()
+    images = [inputs.pop(name) for name in ("query", "key", "value")]
+    options = {"window": 5, "implementation": "rows"}
+
+    def run(attend: Callable, images: tuple) -> tuple:
+        output, transpose = jax.vjp(partial(attend, **inputs, **options), *images)
+        return output, transpose(jnp.ones_like(output))
+
+    assert not reads_packed(images[0].shape, images[0].dtype, **options)
+    expected, gradients = run(local_attention, images)
+    output, (gradient,) = run(local_attention_packed, [jnp.stack(images, axis=3)])
+    np.testing.assert_array_equal(output, expected)
+    np.testing.assert_array_equal(gradient, jnp.stack(gradients, axis=3))
+
+
 @every
 def test_vmap_and_jit(implementation: str) -> None:
     inputs = arguments()
-    options = {"window": 5, "implementation": implementation}
-    expected = attend(inputs, **options)
+    expected = attend(inputs, window=5, implementation=implementation)
 
     def one(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         images = {"query": query[None], "key": key[None], "value": value[None]}
-        return local_attention(**inputs | images, **options)[0]
+        return attend_with(implementation, **inputs | images, window=5)[0]
 
     output = compile_fast(jax.vmap(one))(inputs["query"], inputs["key"], inputs["value"])
     np.testing.assert_allclose(output, expected, **CLOSE)
@@ -203,9 +227,7 @@ def test_no_forward_mode(implementation: str) -> None:
     inputs = arguments()
     with pytest.raises(TypeError, match="custom_vjp"):
         jax.jvp(
-            lambda x: local_attention(
-                **inputs | {"query": x}, window=5, implementation=implementation
-            ),
+            lambda x: attend_with(implementation, **inputs | {"query": x}, window=5),
             (inputs["query"],),
             (inputs["query"],),
         )

@@ -12,9 +12,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sasa_jax import local_attention
-
-from .cases import FAST_COMPILE, every
+from .cases import FAST_COMPILE, attend_with, every
 
 BATCH, WINDOW = 8, 5
 
@@ -33,9 +31,7 @@ def run(implementation: str, cotangent: jax.Array, **inputs: jax.Array) -> dict:
 
     def attend(inputs: dict) -> jax.Array:
         inputs = {"key": None, **inputs}
-        return local_attention(
-            **inputs, window=WINDOW, boundary="mask", implementation=implementation
-        )
+        return attend_with(implementation, **inputs, window=WINDOW, boundary="mask")
 
     output, transpose = jax.vjp(attend, inputs)
     return {"output": output, **transpose(cotangent)[0]}
@@ -101,7 +97,7 @@ def test_inside_a_shard_map(check_vma: bool, implementation: str) -> None:
 
     def loss(inputs: dict, cotangent: jax.Array, mesh: Mesh | None) -> jax.Array:
         def attend(inputs: dict) -> jax.Array:
-            return local_attention(**inputs, window=WINDOW, implementation=implementation)
+            return attend_with(implementation, **inputs, window=WINDOW)
 
         if mesh is not None:
             attend = jax.shard_map(

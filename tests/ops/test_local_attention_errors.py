@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from sasa_jax import local_attention, local_attention_weights
+from sasa_jax.ops.local_attention import local_attention_packed, reads_packed
 
 IMAGE = jnp.ones((1, 3, 4, 2, 4))
+PACKED = jnp.ones((1, 3, 4, 3, 2, 4))
 TABLE = jnp.ones((7, 2))
 PER_HEAD = jnp.ones((7, 2, 2))
 TABLES = {"row_embedding": TABLE, "column_embedding": TABLE}
@@ -69,6 +71,28 @@ def test_weights_check_the_same() -> None:
         local_attention_weights(IMAGE, IMAGE, window=2)
     with pytest.raises(ValueError, match="key: got shape"):
         local_attention_weights(IMAGE, IMAGE[:, 1:])
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"packed": None}, TypeError, "packed: got NoneType, expected a JAX or NumPy array"),
+        ({"packed": IMAGE}, ValueError, r"packed: got shape \(1, 3, 4, 2, 4\), expected \[batch"),
+        ({"packed": PACKED[:, :, :, :2]}, ValueError, "packed: got shape .*each pixel's query"),
+        ({"packed": PACKED[..., :3]}, ValueError, "an odd head dimension 3"),
+        ({"row_embedding": TABLE[1:]}, ValueError, r"row_embedding: got .*\(7, 2\) or"),
+        ({"row_embedding": TABLE.astype("float16")}, TypeError, "row_embedding: got dtype float16"),
+        ({"window": 4}, ValueError, "window: got 4"),
+        ({"implementation": "row"}, ValueError, "implementation: got 'row'.*mean 'rows'"),
+    ],
+)
+def test_packed_checks_the_same(changes: dict, error: type[Exception], message: str) -> None:
+    arguments = {"packed": PACKED, **TABLES, **changes}
+    with pytest.raises(error, match=message):
+        local_attention_packed(**arguments)
+    if "window" in changes or "implementation" in changes:
+        with pytest.raises(error, match=message):
+            reads_packed(IMAGE.shape, IMAGE.dtype, **changes)
 
 
 def test_tracers_are_checked_alike() -> None:

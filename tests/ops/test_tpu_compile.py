@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from sasa_jax import local_attention
 from sasa_jax.nn import AttentionStem
+from sasa_jax.ops.local_attention import local_attention_packed
 from sasa_jax.ops.local_attention.workloads import RESNET50
 
 pytestmark = pytest.mark.skipif(
@@ -106,6 +107,31 @@ def test_inside_a_checked_shard_map(mesh: Mesh) -> None:
 def test_128_images_take_the_vector_unit(mesh: Mesh) -> None:
     text = program(mesh, (128, 9, 9, 8, 8), "bfloat16", 7)
     assert "local_attention_lanes_backward" in text and "all-gather" not in text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "shape, backward",
+    [
+        ((128, 9, 9, 8, 8), "local_attention_lanes_backward"),
+        ((2, 14, 14, 8, 64), "local_attention_backward"),
+    ],
+)
+def test_packed(shape: tuple[int, ...], backward: str, dtype: str, mesh: Mesh) -> None:
+    """Queries, keys and values in one array, as are their gradients."""
+    batch, height, width, heads, dim = shape
+    shape = (batch * mesh.size, height, width, 3, heads, dim)
+    image = jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P("data")))
+    table = jax.ShapeDtypeStruct((7, dim // 2), dtype, sharding=NamedSharding(mesh, P()))
+
+    @jax.jit
+    def gradients(*inputs: jax.Array) -> tuple[jax.Array, ...]:
+        output, transpose = jax.vjp(local_attention_packed, *inputs)
+        return transpose(output)
+
+    with jax.set_mesh(mesh):
+        text = gradients.lower(image, table, table).compile().as_text()
+    assert backward in text
 
 
 def test_float16_falls_through(mesh: Mesh) -> None:

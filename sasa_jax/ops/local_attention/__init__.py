@@ -6,6 +6,16 @@ TPU kernels. contract: what an implementation is.
 registry: all of them, in order of preference. workloads: the shapes that ResNet-50 asks for.
 """
 
-from sasa_jax.ops.local_attention.api import local_attention, local_attention_weights
+from sasa_jax.ops.local_attention.api import (
+    local_attention,
+    local_attention_packed,
+    local_attention_weights,
+    reads_packed,
+)
 
-__all__ = ["local_attention", "local_attention_weights"]
+__all__ = [
+    "local_attention",
+    "local_attention_packed",
+    "local_attention_weights",
+    "reads_packed",
+]

@@ -3,12 +3,20 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from sasa_jax.ops.devices import batch_mesh, equally_varying, platform
 from sasa_jax.ops.local_attention import definition
-from sasa_jax.ops.local_attention.checks import checked
-from sasa_jax.ops.local_attention.contract import Boundary, Implementation, Inputs, Options, Problem
+from sasa_jax.ops.local_attention.checks import checked, checked_options, checked_packed
+from sasa_jax.ops.local_attention.contract import (
+    Boundary,
+    Implementation,
+    Inputs,
+    Options,
+    PackedInputs,
+    Problem,
+)
 from sasa_jax.ops.local_attention.registry import choose
 
 
@@ -63,9 +71,57 @@ def local_attention(
     """
     inputs = Inputs(query, key, value, row_embedding, column_embedding)
     inputs, options = checked(inputs, window=window, boundary=boundary, scale=scale)
-    mesh = batch_mesh(inputs.query.shape[0])
-    problem = _problem(inputs, options, devices=1 if mesh is None else mesh.size)
-    return _attend(choose(implementation, problem), options, mesh, inputs)
+    query = inputs.query
+    chosen = _chosen(implementation, query.shape, query.dtype, options)
+    return _attend(chosen, options, batch_mesh(query.shape[0]), inputs)
+
+
+def local_attention_packed(
+    packed: jax.Array,
+    row_embedding: jax.Array | None = None,
+    column_embedding: jax.Array | None = None,
+    *,
+    window: int = 7,
+    boundary: Boundary = "zero",
+    scale: float | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """`local_attention` of queries, keys and values that one projection has left in one array.
+
+    Where `reads_packed` says so, the array is read in place, and the three gradients are written
+    into one array: the projection's backward pass is one product, too. Elsewhere it is taken apart.
+
+    Args:
+      packed: [B, H, W, 3, N, D], each pixel's query, key and value.
+
+    Other arguments, result and errors are those of `local_attention`.
+    """
+    inputs = PackedInputs(packed, row_embedding, column_embedding)
+    inputs, options = checked_packed(inputs, window=window, boundary=boundary, scale=scale)
+    shape = *packed.shape[:3], *packed.shape[4:]
+    chosen = _chosen(implementation, shape, packed.dtype, options)
+    return _attend(chosen, options, batch_mesh(shape[0]), inputs)
+
+
+def reads_packed(
+    shape: tuple[int, int, int, int, int],
+    dtype: jax.typing.DTypeLike,
+    *,
+    window: int = 7,
+    boundary: Boundary = "zero",
+    scale: float | None = None,
+    implementation: str | None = None,
+) -> bool:
+    """Whether `local_attention_packed` would read its array in place, here and for this problem.
+
+    Args:
+      shape: [B, H, W, N, D] of the query.
+      dtype: of all arrays.
+
+    Other arguments and errors are those of `local_attention`.
+    """
+    options = checked_options(window, boundary, scale)
+    return _chosen(implementation, shape, dtype, options).attend_packed is not None
 
 
 def local_attention_weights(
@@ -97,27 +153,42 @@ def _attend(
     chosen: Implementation,
     options: Options,
     mesh: jax.sharding.AbstractMesh | None,
-    inputs: Inputs,
+    inputs: Inputs | PackedInputs,
 ) -> jax.Array:
-    def attend(inputs: Inputs) -> jax.Array:
-        return chosen.attend(options, equally_varying(inputs))
-
     if mesh is None:
-        return attend(inputs)
-    images, table = P(mesh.axis_names), P()
-    specs = Inputs(images, images, images, table, table)
-    specs = Inputs(*(None if x is None else s for x, s in zip(inputs, specs, strict=True)))
+        return chosen(options, equally_varying(inputs))
+
+    # Across the shard_map images are [B, H, W, channels], as projections make them. Where XLA finds
+    # heads apart from dims there, it gives the projections their layout, at twice the time on TPU.
+    def merged(x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:3], -1) if x.ndim >= 5 else x
+
+    def attend(local: Inputs | PackedInputs) -> jax.Array:
+        local = jax.tree.map(lambda x, whole: x.reshape(-1, *whole.shape[1:]), local, inputs)
+        return merged(chosen(options, equally_varying(local)))
+
+    images = P(mesh.axis_names)
+    specs = jax.tree.map(lambda x: images if x.ndim >= 5 else P(), inputs)
     # Unchecked: Pallas' interpreter does not keep track of what varies over the mesh.
-    return jax.shard_map(attend, mesh=mesh, in_specs=(specs,), out_specs=images, check_vma=False)(
-        inputs
-    )
+    spread = jax.shard_map(attend, mesh=mesh, in_specs=(specs,), out_specs=images, check_vma=False)
+    y = spread(jax.tree.map(merged, inputs))
+    return y.reshape(*y.shape[:3], *inputs[0].shape[-2:])
 
 
-def _problem(inputs: Inputs, options: Options, devices: int) -> Problem:
-    batch, *rest = inputs.query.shape
-    return Problem(
+def _chosen(
+    implementation: str | None,
+    shape: tuple[int, int, int, int, int],
+    dtype: jax.typing.DTypeLike,
+    options: Options,
+) -> Implementation:
+    """For a problem of all devices, whose images are spread over the context mesh."""
+    batch, *rest = shape
+    mesh = batch_mesh(batch)
+    devices = 1 if mesh is None else mesh.size
+    problem = Problem(
         platform=platform(),
-        dtype=inputs.query.dtype,
+        dtype=jnp.dtype(dtype),
         shape=(batch // devices, *rest),
         options=options,
     )
+    return choose(implementation, problem)

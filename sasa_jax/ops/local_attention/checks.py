@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sasa_jax.checks import nearest
-from sasa_jax.ops.local_attention.contract import Boundary, Inputs, Options
+from sasa_jax.ops.local_attention.contract import Boundary, Inputs, Options, PackedInputs
 
 BOUNDARIES = typing.get_args(Boundary)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -24,6 +24,26 @@ def checked(
     options = checked_options(window, boundary, scale)
     _check_images(inputs)
     _check_embeddings(inputs, options.window)
+    return jax.tree.map(jnp.asarray, inputs), options
+
+
+def checked_packed(
+    inputs: PackedInputs, *, window: int, boundary: str, scale: float | None
+) -> tuple[PackedInputs, Options]:
+    """As `checked`, for `local_attention_packed`."""
+    for name, array in inputs._asdict().items():
+        _check_array(name, array)
+    options = checked_options(window, boundary, scale)
+    shape = inputs.packed.shape
+    if len(shape) != 6 or shape[3] != 3 or 0 in shape:
+        raise ValueError(
+            f"packed: got shape {shape}, expected [batch, height, width, 3, heads, head_dim], none "
+            "of them 0: each pixel's query, key and value"
+        )
+    image = jax.ShapeDtypeStruct((*shape[:3], *shape[4:]), inputs.packed.dtype)
+    separate = Inputs(image, image, image, inputs.row_embedding, inputs.column_embedding)
+    _check_images(separate)
+    _check_embeddings(separate, options.window)
     return jax.tree.map(jnp.asarray, inputs), options
 
 

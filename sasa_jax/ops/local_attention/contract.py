@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,34 @@ class Inputs(NamedTuple):
     row_embedding: jax.Array | None
     column_embedding: jax.Array | None
 
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """[B, H, W, N, D] of the query."""
+        return self.query.shape
+
+
+class PackedInputs(NamedTuple):
+    """The array arguments of one call, with queries, keys and values in one array.
+
+    packed: [B, H, W, 3, N, D], a pixel's query, key and value after one another, as one product
+      with the three projections side by side leaves them.
+    row_embedding, column_embedding: as in `Inputs`.
+    """
+
+    packed: jax.Array
+    row_embedding: jax.Array | None
+    column_embedding: jax.Array | None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """[B, H, W, N, D] of the query."""
+        return *self.packed.shape[:3], *self.packed.shape[4:]
+
+    def unpacked(self) -> Inputs:
+        """The same call with three arrays."""
+        images = (self.packed[:, :, :, place] for place in range(3))
+        return Inputs(*images, self.row_embedding, self.column_embedding)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -54,18 +82,32 @@ class Implementation:
     attend: maps (options, inputs) to the output [B, H, W, N, D] and can be differentiated.
     refuses: says why it cannot run a problem, or None when it can.
     declines: says why it should not be taken unless named, or None.
+    attend_packed: as attend, reading query, key and value in place from one array, and writing
+      their gradients into one; None where it would have to take them apart.
     """
 
     attend: Callable[[Options, Inputs], jax.Array]
     refuses: Callable[[Problem], str | None] = lambda problem: None
     declines: Callable[[Problem], str | None] = lambda problem: None
+    attend_packed: Callable[[Options, PackedInputs], jax.Array] | None = None
+
+    def __call__(self, options: Options, inputs: Inputs | PackedInputs) -> jax.Array:
+        """The output [B, H, W, N, D] for either kind of inputs."""
+        if isinstance(inputs, Inputs):
+            return self.attend(options, inputs)
+        if self.attend_packed is None:
+            return self.attend(options, inputs.unpacked())
+        return self.attend_packed(options, inputs)
 
 
-Forward = Callable[[Options, Inputs], tuple[jax.Array, Any]]
-Backward = Callable[[Options, Inputs, Any, jax.Array], Inputs]
+Given = TypeVar("Given", Inputs, PackedInputs)
+Forward = Callable[[Options, Given], tuple[jax.Array, Any]]
+Backward = Callable[[Options, Given, Any, jax.Array], Given]
 
 
-def differentiable(forward: Forward, backward: Backward) -> Callable[[Options, Inputs], jax.Array]:
+def differentiable(
+    forward: Forward[Given], backward: Backward[Given]
+) -> Callable[[Options, Given], jax.Array]:
     """Joins a forward and a backward pass into a function that reverse mode can differentiate.
 
     Between the passes live the inputs and what the forward pass saves, so memory grows with the map
@@ -81,10 +123,10 @@ def differentiable(forward: Forward, backward: Backward) -> Callable[[Options, I
     """
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
-    def attend(options: Options, inputs: Inputs) -> jax.Array:
+    def attend(options: Options, inputs: Given) -> jax.Array:
         return forward(options, inputs)[0]
 
-    def attend_forward(options: Options, inputs: Inputs):
+    def attend_forward(options: Options, inputs: Given):
         output, saved = forward(options, inputs)
         return output, (inputs, saved)
 

@@ -4,13 +4,14 @@ from sasa_jax.checks import nearest
 from sasa_jax.ops.local_attention.contract import Implementation, Problem
 from sasa_jax.ops.local_attention.definition import definition
 from sasa_jax.ops.local_attention.dense import dense
-from sasa_jax.ops.local_attention.gpu_triton import gpu_triton
+from sasa_jax.ops.local_attention.gpu_triton import gpu_triton, gpu_triton_packed
 from sasa_jax.ops.local_attention.gpu_triton import refuses as triton_refuses
 from sasa_jax.ops.local_attention.rows import rows
+from sasa_jax.ops.local_attention.tpu_lanes import cuts as lanes_cuts
 from sasa_jax.ops.local_attention.tpu_lanes import refuses as lanes_refuses
 from sasa_jax.ops.local_attention.tpu_lanes import tpu_lanes
 from sasa_jax.ops.local_attention.tpu_matrix import refuses as matrix_refuses
-from sasa_jax.ops.local_attention.tpu_matrix import tpu_matrix
+from sasa_jax.ops.local_attention.tpu_matrix import tpu_matrix, tpu_matrix_packed
 
 
 def _off_tpu(problem: Problem) -> str | None:
@@ -34,6 +35,17 @@ def _idle_lanes(problem: Problem) -> str | None:
     return None
 
 
+def _better_on_matrix_units(problem: Problem) -> str | None:
+    """By static estimates for v5e: with 8 channels a head the vector unit takes about half the time
+    of the matrix units, with 16 as long if a map's rows fit, and with more it takes longer."""
+    _, height, width, _, dim = problem.shape
+    if dim > 16:
+        return f"heads of {dim} channels: above 16 the matrix units take less time"
+    if dim > 8 and lanes_cuts(problem):
+        return f"maps of {height}x{width} have to be cut: the matrix units take less time"
+    return None
+
+
 def _large_map(problem: Problem) -> str | None:
     """Dense was the fastest up to two windows' worth of pixels (measured on CPU)."""
     pixels, limit = problem.shape[1] * problem.shape[2], 2 * problem.options.window**2
@@ -44,10 +56,19 @@ def _large_map(problem: Problem) -> str | None:
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "tpu_lanes": Implementation(
-        tpu_lanes, lanes_refuses, declines=lambda problem: _off_tpu(problem) or _idle_lanes(problem)
+        tpu_lanes,
+        lanes_refuses,
+        declines=lambda problem: (
+            _off_tpu(problem) or _idle_lanes(problem) or _better_on_matrix_units(problem)
+        ),
+        attend_packed=tpu_lanes,
     ),
-    "tpu_matrix": Implementation(tpu_matrix, matrix_refuses, declines=_off_tpu),
-    "gpu_triton": Implementation(gpu_triton, triton_refuses, declines=_off_gpu),
+    "tpu_matrix": Implementation(
+        tpu_matrix, matrix_refuses, declines=_off_tpu, attend_packed=tpu_matrix_packed
+    ),
+    "gpu_triton": Implementation(
+        gpu_triton, triton_refuses, declines=_off_gpu, attend_packed=gpu_triton_packed
+    ),
     "dense": Implementation(dense, declines=_large_map),
     "rows": Implementation(rows),
     "definition": Implementation(definition),

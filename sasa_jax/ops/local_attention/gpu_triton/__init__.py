@@ -13,6 +13,10 @@ launch: how they are run from JAX, or in Triton's interpreter. call: operands, r
 refused.
 """
 
-from sasa_jax.ops.local_attention.gpu_triton.call import gpu_triton, refuses
+from sasa_jax.ops.local_attention.gpu_triton.call import (
+    gpu_triton,
+    gpu_triton_packed,
+    refuses,
+)
 
-__all__ = ["gpu_triton", "refuses"]
+__all__ = ["gpu_triton", "gpu_triton_packed", "refuses"]

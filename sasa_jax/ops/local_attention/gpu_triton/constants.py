@@ -38,11 +38,13 @@ def launch_of(
     content: bool,
     tables: bool,
     per_head: bool,
+    packed: bool,
 ) -> Launch:
     """Args:
     shape: [B, H, W, N, D].
     content: there is a key.
     tables, per_head: there are embeddings, and one for each head.
+    packed: a pixel's query, key and value follow one another, and so do their gradients.
     """
     batch, height, width, heads, dim = shape
     halo = (TILE_H + options.window - 1, TILE_W + options.window - 1)
@@ -63,6 +65,8 @@ def launch_of(
         "CONTENT": content,
         "TABLES": tables,
         "PER_HEAD": per_head,
+        "PITCH": heads * dim * (3 if packed else 1),  # numbers from a pixel's query to the next's
+        "APART": heads * dim if packed else 0,  # from a query to its key, from it to its value
         "GROUP": group,
         "DIM_BLOCK": max(16, power_of_two(dim)),  # 16: the least that tl.dot sums over
         "ROWS": rows,
@@ -74,12 +78,12 @@ def launch_of(
 
 
 def _chunk(kernel: str, dim: int) -> int:
-    """Pixels of the halo that a tile meets at a time: so many that no register is spilled.
+    """Pixels of the halo that a tile meets at a time: the fastest of a static estimate.
 
-    128, the whole halo of windows up to 7, where a kernel goes over it once or twice.
+    128 is the whole halo of windows up to 7.
     """
     if kernel == "backward_keys":
-        return 64 if dim <= 16 else 32
+        return 128 if dim <= 16 else 32 if dim <= 32 else 16
     return 128
 
 

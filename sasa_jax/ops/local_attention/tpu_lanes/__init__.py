@@ -7,12 +7,13 @@ computes three times as many products for a 7 x 7 window, and fills D of its 128
 is for many images and few channels a head.
 
 Heads are padded to a multiple of 8 and images to one of 128; both cost as if they were there.
-Saved between the passes: inputs, output, and log-sum-exp. All sums run in a fixed order.
+Saved between the passes: inputs, output, and log-sum-exp. All sums run in a fixed order. One array
+of queries, keys and values is read in place; gradients always leave in one.
 
 pixels: what both kernels do with pixels, and how they walk a map. forward, backward: the kernels.
 launch: their grids and buffers. call: operands, results, and what is refused.
 """
 
-from sasa_jax.ops.local_attention.tpu_lanes.call import refuses, tpu_lanes
+from sasa_jax.ops.local_attention.tpu_lanes.call import cuts, refuses, tpu_lanes
 
-__all__ = ["refuses", "tpu_lanes"]
+__all__ = ["cuts", "refuses", "tpu_lanes"]

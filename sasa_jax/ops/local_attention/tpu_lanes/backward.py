@@ -28,15 +28,13 @@ class BackwardRefs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """query, key, value: as in the forward pass; table: [1, 1, 2 K, D/2 * 8, lanes], image by
-    image, over log2(e). rim: [1, 1, K - 1, 8 D, lanes], what a tile adds left and right of it."""
+    """images: [1, columns, places, 8 D, lanes], of queries, keys and values; table: [1, 1, 2 K,
+    D/2 * 8, lanes], image by image, over log2(e). rims: [1, 1, K - 1, places - 1, 8 D, lanes], what
+    a tile adds left and right of it."""
 
     table: Any
-    query: Any
-    key: Any
-    value: Any
-    key_rim: Any
-    value_rim: Any
+    images: Any
+    rims: Any
 
 
 class BackwardScratch(NamedTuple):
@@ -44,6 +42,7 @@ class BackwardScratch(NamedTuple):
 
     weights, slots (their gradients): of one row of the window.
     sums: the slots' sums over rows, then over columns of the window.
+    done: the queries' gradients of the last rows, until those of the keys there are done, too.
     """
 
     key: Any
@@ -57,6 +56,7 @@ class BackwardScratch(NamedTuple):
     shift: Any
     sums: Any
     query_gradient: Any
+    done: Any
     weights: Any
     slots: Any
     product: Any
@@ -106,9 +106,10 @@ def backward_kernel(
         def _(number):
             _attend(step, refs, gradients, scratch, number)
 
-    _send(step, scratch.value_gradient, gradients.value, gradients.value_rim, 1.0)
+    _send_queries(step, scratch.done, gradients.images)
+    _send(step, scratch.value_gradient, gradients, plan.places - 1, 1.0)
     if plan.content:  # the queries hold log2(e)
-        _send(step, scratch.key_gradient, gradients.key, gradients.key_rim, LN2)
+        _send(step, scratch.key_gradient, gradients, 1, LN2)
 
 
 def _slot(step: pixels.Step, offset: int | jax.Array) -> jax.Array:
@@ -116,28 +117,43 @@ def _slot(step: pixels.Step, offset: int | jax.Array) -> jax.Array:
     return jax.lax.rem(step.number + offset, step.plan.window)
 
 
-def _send(step: pixels.Step, ring, out, rim, scale: float) -> None:
+def _done_slot(step: pixels.Step, age: int) -> jax.Array:
+    """Where the gradients of the queries lie that were attended from `age` steps ago."""
+    rows = step.plan.reach + 1
+    return jax.lax.rem(step.number - age + rows, rows)
+
+
+def _send_queries(step: pixels.Step, done, out) -> None:
+    """Writes out the queries' gradients for the row whose keys are done."""
+
+    @pl.loop(0, step.plan.tile)
+    def _(column):
+        out[0, column, 0] = done[_done_slot(step, step.plan.reach), column]
+
+
+def _send(step: pixels.Step, ring, gradients: Gradients, image: int, scale: float) -> None:
     """Writes out the row that no later query sees, and clears it for the row that is next.
 
     Before the first such row the output's block is that row's too, and is written again.
     """
     plan, slot = step.plan, _slot(step, 0)
 
-    def send(ref, column, place) -> None:
-        ref[0, column] = (pixels.gather(ring, slot, place) * scale).astype(ref.dtype)
+    def send(ref, column, place, image) -> None:
+        ref[0, column, image] = (pixels.gather(ring, slot, place) * scale).astype(ref.dtype)
         ring[slot, place] = jnp.zeros(ring.shape[2:], ring.dtype)
 
     @pl.loop(0, plan.tile // plan.group)
     def _(number):
         for i in range(plan.group):
             column = number * plan.group + i
-            send(out, column, plan.reach + column)
+            send(gradients.images, column, plan.reach + column, image)
 
-    if rim is not None:
+    if gradients.rims is not None:
 
         @pl.loop(0, 2 * plan.reach)
         def _(column):
-            send(rim.at[0], column, jnp.where(column < plan.reach, column, column + plan.tile))
+            place = jnp.where(column < plan.reach, column, column + plan.tile)
+            send(gradients.rims.at[0], column, place, image - 1)
 
 
 def _attend(
@@ -220,15 +236,21 @@ def _attend(
             if plan.content:
                 pixels.stage(step, refs.key, scratch.key, first + i)
             _place_query(plan, refs, scratch, following + i, other + i)
-    _finish(plan, refs, gradients, scratch, first, own)
+    _finish(step, refs, gradients, scratch, first, own)
     for i in range(group):
         _place_bias(step, refs, scratch, following + i, i)
 
 
 def _finish(
-    plan: Plan, refs: BackwardRefs, gradients: Gradients, scratch: BackwardScratch, first, own
+    step: pixels.Step,
+    refs: BackwardRefs,
+    gradients: Gradients,
+    scratch: BackwardScratch,
+    first,
+    own,
 ) -> None:
     """From the sums of a group's slots, what tables are owed, and queries for their position."""
+    plan = step.plan
     queries = [pixels.numbers(scratch.query, own + i) for i in range(plan.group)]
     query_gradients = [pixels.numbers(scratch.query_gradient, i) for i in range(plan.group)]
     half = plan.dim // 2
@@ -244,7 +266,7 @@ def _finish(
     for i, mine in enumerate(query_gradients):
         _store(scratch.query_gradient.at[i], mine)
         gradient = pixels.gather(scratch.query_gradient, i) * plan.scale
-        gradients.query[0, first + i] = gradient.astype(gradients.query.dtype)
+        scratch.done[_done_slot(step, 0), first + i] = gradient.astype(scratch.done.dtype)
 
 
 def _place_query(plan: Plan, refs: BackwardRefs, scratch: BackwardScratch, column, i) -> None:

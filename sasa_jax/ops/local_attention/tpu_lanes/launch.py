@@ -33,27 +33,23 @@ def buffer(*shape: int) -> Any:
 def forward_pass(
     plan: Plan, inputs: ForwardRefs, *, memory: int, interpret: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """[H, W, N D, B] each to the output, the same, and the log-sum-exp [H, W, N, B], float32."""
-    table, query, key, _ = inputs
-    height, width, channels, batch = query.shape
+    """[H, W, N D, B] each, or one of thrice the channels, to the output [H, W, N D, B], and the
+    log-sum-exp [H, W, N, B], float32."""
+    table, query, _, _ = inputs
+    height, width, _, batch = query.shape
     pixel = SUBLANES * plan.dim
-    groups = channels // pixel
+    groups = _groups(plan, query)
 
     def query_row(b, n, t, step):
         return jnp.maximum(step - plan.reach - 1, 0), t, n, b
 
-    def key_row(b, n, t, step):
-        return jnp.minimum(step, height - 1), 0, n, b
-
     query_spec = pl.BlockSpec((1, plan.tile, pixel, LANES), query_row)
-    key_spec = pl.BlockSpec((1, width, pixel, LANES), key_row)
     specs = ForwardRefs(
         None
         if table is None
         else pl.BlockSpec((1, *table.shape[1:]), lambda b, n, t, step: (n, 0, 0)),
         query_spec,
-        None if key is None else key_spec,
-        key_spec,
+        *_key_and_value(plan, query),
     )
 
     k, g = plan.window, plan.group
@@ -63,7 +59,7 @@ def forward_pass(
         in_specs=[specs],
         out_specs=[query_spec, pl.BlockSpec((1, plan.tile, SUBLANES, LANES), query_row)],
         out_shape=[
-            result(query, query.shape, query.dtype),
+            result(query, (height, width, groups * pixel, batch), query.dtype),
             result(query, (height, width, groups * SUBLANES, batch), jnp.float32),
         ],
         scratch_shapes=[
@@ -84,29 +80,27 @@ def forward_pass(
 
 
 def backward_pass(plan: Plan, inputs: BackwardRefs, *, memory: int, interpret: bool) -> Gradients:
-    """Gradients from arrays [H, W, N D, B]: the same; of tables [B / 128, N / 8, 2 K, D/2 * 8,
-    128]; the rims, where there is more than one tile, [tiles, H, K - 1, N D, B], float32."""
-    height, width, channels, batch = inputs.query.shape
+    """Gradients of arrays as in `forward_pass`: [H, W, places, N D, B] of all; of tables [B / 128,
+    N / 8, 2 K, D/2 * 8, 128]; the rims, where there is more than one tile, [tiles, H, K - 1,
+    places - 1, N D, B], float32."""
+    height, width, _, batch = inputs.query.shape
     pixel = SUBLANES * plan.dim
-    groups, tiles = channels // pixel, width // plan.tile
+    groups, tiles = _groups(plan, inputs.query), width // plan.tile
     k, g = plan.window, plan.group
 
     def query_row(b, n, t, step):
         return jnp.clip(step - plan.reach - 1, 0, height - 1), t, n, b
 
-    def key_row(b, n, t, step):
-        return jnp.minimum(step, height - 1), 0, n, b
-
     def done_row(b, n, t, step):
-        return jnp.maximum(step - k, 0), t, n, b
+        return jnp.maximum(step - k, 0), t, 0, n, b
 
     def done_rim(b, n, t, step):
-        return t, jnp.maximum(step - k, 0), 0, n, b
+        return t, jnp.maximum(step - k, 0), 0, 0, n, b
 
     query_spec = pl.BlockSpec((1, plan.tile, pixel, LANES), query_row)
-    key_spec = pl.BlockSpec((1, width, pixel, LANES), key_row)
-    done_spec = pl.BlockSpec((1, plan.tile, pixel, LANES), done_row)
-    rim_spec = pl.BlockSpec((1, 1, k - 1, pixel, LANES), done_rim)
+    key_spec, value_spec = _key_and_value(plan, inputs.query)
+    done_spec = pl.BlockSpec((1, plan.tile, plan.places, pixel, LANES), done_row)
+    rim_spec = pl.BlockSpec((1, 1, k - 1, plan.places - 1, pixel, LANES), done_rim)
     table = 2 * k, pixel // 2, LANES
     table_spec = pl.BlockSpec((1, 1, *table), lambda b, n, t, step: (b, n, 0, 0, 0))
     specs = BackwardRefs(
@@ -117,26 +111,25 @@ def backward_pass(plan: Plan, inputs: BackwardRefs, *, memory: int, interpret: b
         if plan.position
         else None,
         query=query_spec,
-        key=key_spec if plan.content else None,
-        value=key_spec,
+        key=key_spec,
+        value=value_spec,
         output=query_spec,
         log_sum_exp=pl.BlockSpec((1, plan.tile, SUBLANES, LANES), query_row),
         cotangent=query_spec,
     )
-    rims = tiles > 1 and k > 1
-    own = result(inputs.query, inputs.query.shape, inputs.query.dtype)
-    rim = result(inputs.query, (tiles, height, k - 1, channels, batch), jnp.float32)
+    channels = groups * pixel
+    images = height, width, plan.places, channels, batch
+    images = result(inputs.query, images, inputs.query.dtype)
+    rims = tiles, height, k - 1, plan.places - 1, channels, batch
+    rims = result(inputs.query, rims, jnp.float32)
     sums = result(inputs.query, (batch // LANES, groups, *table), jnp.float32)
 
-    def outputs(table, query, done, rim) -> Gradients:
+    def outputs(table, images, rims) -> Gradients:
         """Those that there are."""
         return Gradients(
             table=table if plan.position else None,
-            query=query,
-            key=done if plan.content else None,
-            value=done,
-            key_rim=rim if rims and plan.content else None,
-            value_rim=rim if rims else None,
+            images=images,
+            rims=rims if tiles > 1 and k > 1 else None,
         )
 
     gradient_ring = k, plan.ring[1], pixel
@@ -144,8 +137,8 @@ def backward_pass(plan: Plan, inputs: BackwardRefs, *, memory: int, interpret: b
         partial(backward_kernel, plan),
         grid=(batch // LANES, groups, tiles, height + k),
         in_specs=[specs],
-        out_specs=[outputs(table_spec, query_spec, done_spec, rim_spec)],
-        out_shape=[outputs(sums, own, own, rim)],
+        out_specs=[outputs(table_spec, done_spec, rim_spec)],
+        out_shape=[outputs(sums, images, rims)],
         scratch_shapes=[
             BackwardScratch(
                 key=buffer(*plan.ring, pixel) if plan.content else None,
@@ -159,6 +152,7 @@ def backward_pass(plan: Plan, inputs: BackwardRefs, *, memory: int, interpret: b
                 shift=buffer(g, k, SUBLANES),
                 sums=buffer(g, 2 * k, SUBLANES) if plan.position else None,
                 query_gradient=buffer(g, pixel),
+                done=pltpu.VMEM((plan.reach + 1, plan.tile, pixel, LANES), inputs.query.dtype),
                 weights=buffer(g, k, SUBLANES),
                 slots=buffer(g, k, SUBLANES),
                 product=buffer(1, pixel),
@@ -169,6 +163,25 @@ def backward_pass(plan: Plan, inputs: BackwardRefs, *, memory: int, interpret: b
         name="local_attention_lanes_backward",
     )(inputs)
     return gradients
+
+
+def _groups(plan: Plan, query: jax.Array) -> int:
+    """Of 8 heads."""
+    return query.shape[2] // (SUBLANES * plan.dim * (plan.places if plan.packed else 1))
+
+
+def _key_and_value(plan: Plan, query: jax.Array) -> tuple[pl.BlockSpec | None, pl.BlockSpec]:
+    """A row of the map at a time; of packed inputs, behind the queries' channels."""
+    height, width = query.shape[:2]
+    before = _groups(plan, query) if plan.packed else 0
+
+    def spec(place: int) -> pl.BlockSpec:
+        def row(b, n, t, step):
+            return jnp.minimum(step, height - 1), 0, place * before + n, b
+
+        return pl.BlockSpec((1, width, SUBLANES * plan.dim, LANES), row)
+
+    return spec(1) if plan.content else None, spec(2)
 
 
 def _compiler_params(memory: int) -> pltpu.CompilerParams:

@@ -38,12 +38,18 @@ class Plan:
     group: int
     scale: float
     mask: bool  # boundary "mask"
+    packed: bool  # query, key and value lie in one array
     content: bool  # there are keys
     position: bool  # there are tables
 
     @property
     def reach(self) -> int:
         return self.window // 2
+
+    @property
+    def places(self) -> int:
+        """Arrays that attention is of: queries, keys if there are, values."""
+        return 2 + self.content
 
     @property
     def ring(self) -> tuple[int, int]:

@@ -7,12 +7,14 @@ softmax, products with its result.
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
-from sasa_jax.ops.local_attention.tpu_matrix.geometry import Geometry
+from sasa_jax.ops.local_attention.tpu_matrix.geometry import LANES, Geometry
 from sasa_jax.ops.local_attention.tpu_matrix.maps import clear, read, write
 from sasa_jax.ops.local_attention.tpu_matrix.tiles import Place, Tiles, dot, pipeline
 
 Refs = dict[str, jax.Ref]
+IMAGES = ("query", "key", "value")
 Scratch = dict[str, tuple[tuple[int, ...], jnp.dtype]]  # shape and dtype by name
 
 
@@ -38,7 +40,8 @@ def forward(geo: Geometry, operands: Refs, outputs: Refs, scratch: Refs) -> None
 
 
 def backward(geo: Geometry, operands: Refs, outputs: Refs, scratch: Refs) -> None:
-    """Writes the cotangents of the images and of the table, by the operands' names."""
+    """Writes the cotangents of the images and of the table, by the operands' names; or "packed",
+    those of query, key and value, [images, H, W, 3 C], a part of it for each group."""
     dtype = operands["query"].dtype
     tiles = Tiles(geo, operands, scratch)
     _read(geo, operands, scratch)
@@ -87,9 +90,21 @@ def backward(geo: Geometry, operands: Refs, outputs: Refs, scratch: Refs) -> Non
             scratch["query_cotangent"][place.queries(geo)] = found
 
     pipeline(geo, logits, softmax, cotangents, ahead=(6, 3))
-    for name in outputs:
-        if name != "table":
-            write(geo, scratch[f"{name}_cotangent"], outputs[name], _reach(geo, name))
+    for name, block in _cotangent_blocks(geo, outputs).items():
+        write(geo, scratch[f"{name}_cotangent"], block, _reach(geo, name))
+
+
+def _cotangent_blocks(geo: Geometry, outputs: Refs) -> Refs:
+    """Those of the group's images."""
+    if "packed" not in outputs:
+        return {name: block for name, block in outputs.items() if name != "table"}
+    packed = outputs["packed"]
+    own = pl.program_id(1) * geo.lanes
+    places = ((name, index * packed.shape[-1] // 3) for index, name in enumerate(IMAGES))
+    return {
+        name: packed.at[:, :, :, pl.ds(pl.multiple_of(place + own, LANES), geo.lanes)]
+        for name, place in places
+    }
 
 
 def _read(geo: Geometry, operands: Refs, scratch: Refs) -> None:

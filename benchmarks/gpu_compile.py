@@ -9,7 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from sasa_jax.ops.local_attention.checks import checked_options
-from sasa_jax.ops.local_attention.gpu_triton.constants import launch_of
+from sasa_jax.ops.local_attention.gpu_triton.constants import Launch, launch_of
 
 TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 ALWAYS_FLOAT32 = ("log_sum_ptr", "delta_ptr", "table_out_ptr")
@@ -22,8 +22,9 @@ class Compiled:
     registers: int
     spilled_bytes: int
     shared_bytes: int
-    programs: int
+    launch: Launch
     ptx: str
+    cubin: bytes
 
 
 def compiled(
@@ -37,6 +38,7 @@ def compiled(
     content: bool = True,
     tables: bool = True,
     per_head: bool = False,
+    packed: bool = False,
 ) -> Compiled:
     """Compiled as `launch` has it compiled; shape is [B, H, W, N, D]."""
     import triton
@@ -53,6 +55,7 @@ def compiled(
         content=content,
         tables=tables,
         per_head=per_head,
+        packed=packed,
     )
     function = getattr(kernels, f"local_attention_{kernel}")
     signature = {
@@ -75,7 +78,7 @@ def compiled(
     )
     ptx = found.asm["ptx"]
     registers, spilled = _assembled(Path(triton.__file__).parent, ptx, capability)
-    return Compiled(registers, spilled, found.metadata.shared, launch.programs, ptx)
+    return Compiled(registers, spilled, found.metadata.shared, launch, ptx, found.asm["cubin"])
 
 
 def _assembled(triton: Path, ptx: str, capability: int) -> tuple[int, int]:
