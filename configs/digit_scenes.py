@@ -2,10 +2,10 @@
 
     python main.py --config=configs/digit_scenes.py --workdir=runs/digit_scenes
 
-Hardware: 2 CPU cores. Time: 11 min 2 s with `make demo-detection`, on cores shared with other runs
-(AMD EPYC, JAX 0.10.2, 2026-11-22).
-Expected: COCO AP 0.765, AP50 0.947 on 200 test scenes (seed 0); 0.776, 0.942 on 4 cores, whose sums
-are rounded differently.
+Hardware: 2 CPU cores. Time: 12 minutes with `make demo-detection` on cores shared with many other
+runs, 13.4 minutes of processor time, so some 7 to 8 on two of its own (AMD EPYC, JAX 0.10.2,
+2026-11-23).
+Expected: COCO AP 0.742, AP50 0.928 on 200 test scenes (seed 0).
 
 The scenes are made on first use, without network: real digits of scikit-learn, pasted on 96x96
 pixels. Test scenes are made of test digits. Settings were chosen on the split "validation", whose
