@@ -3,10 +3,10 @@
     python -m tests.training.soak [--kills=100] [--minutes=20] [--seed=0] [--workers=CORES]
 
 Every round starts a shrunk run of configs/digits.py or configs/digit_scenes.py, kills it -9 at a
-random moment of its life (while it starts, compiles, trains, writes a checkpoint, evaluates, ends),
-and runs the same command to its end. The end must be the bits of a run that nobody disturbed:
-state, and the ids of the examples of every step. The last line says how many did; 1 is returned
-unless all did.
+random moment of its life (while it starts, compiles, trains, writes a checkpoint, evaluates, ends;
+four of five after a random step was begun), and runs the same command to its end. The end must be
+the bits of a run that nobody disturbed: state, and the ids of the examples of every step. The last
+line says how many did; 1 is returned unless all did.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # Its children begin with these imported: most of a short run's life would be that otherwise.
 PRELOADED = ["main", "tests.training.small_digits", "tests.training.small_scenes"]
@@ -59,6 +59,13 @@ def child(task: str, workdir: Path, data_dir: Path) -> None:
     main.run(config, workdir, "train")
 
 
+class Moment(NamedTuple):
+    """So many seconds after so many batches were fetched."""
+
+    batches: int
+    seconds: float
+
+
 class Soak:
     """Runs and their ends.
 
@@ -90,7 +97,7 @@ class Soak:
         """One kill and one rerun: what was done, and whether the end is the same."""
         task = list(self._ends)[number % len(self._ends)]
         workdir = self._folder / f"round{number}"
-        moment = random.Random(f"{self._seed} {number}").uniform(0, 1.2 * self._seconds[task])
+        moment = self._moment(task, random.Random(f"{self._seed} {number}"))
         killed = self._run(task, workdir, moment) == -signal.SIGKILL
         saved = sorted(int(p.name) for p in workdir.glob("checkpoints/*") if p.name.isdecimal())
         writing = any(workdir.glob("checkpoints/*tmp*"))
@@ -101,20 +108,28 @@ class Soak:
         return {
             "task": task,
             "killed": killed,
-            "after_seconds": round(moment, 2),
+            **moment._asdict(),
             "saved": saved[-1] if saved else 0,
             "in_a_write": writing,
             "same": same,
         }
 
-    def _run(self, task: str, workdir: Path, kill_after: float | None = None) -> int | None:
+    def _moment(self, task: str, choose: random.Random) -> Moment:
+        """By steps, as the time that they take hangs on what else the machine does."""
+        if choose.random() < 0.2:
+            return Moment(0, round(choose.uniform(0, self._seconds[task]), 2))
+        return Moment(choose.randint(1, len(self._ends[task][1])), round(choose.uniform(0, 1), 2))
+
+    def _run(self, task: str, workdir: Path, kill: Moment | None = None) -> int | None:
         workdir.mkdir(exist_ok=True)
         process = self._context.Process(target=child, args=(task, workdir, self._folder / "data"))
         process.start()
-        process.join(kill_after)
-        if process.is_alive():
+        if kill:
+            while process.is_alive() and _fetched(workdir) < kill.batches:
+                process.join(0.01)
+            process.join(kill.seconds)
             process.kill()
-            process.join()
+        process.join()
         return process.exitcode
 
     def _end(self, workdir: Path) -> tuple[str, dict[int, list[int]]]:
@@ -145,6 +160,11 @@ class Soak:
 
         with ThreadPoolExecutor(workers) as pool:
             yield from filter(None, pool.map(one, range(2 * kills)))
+
+
+def _fetched(workdir: Path) -> int:
+    file = workdir / "ids.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def main(kills: int, minutes: float, seed: int, workers: int) -> int:
