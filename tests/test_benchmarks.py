@@ -163,6 +163,7 @@ def test_only_the_definition_keeps_windows_for_the_backward_pass():
     assert wide["definition"] > 4 * narrow["definition"]
 
 
+@pytest.mark.slow
 def test_training_step_rows(capsys):
     train_step.main(["--quick", "--json", "--models", "resnet26", "--batch", "1"])
     (row,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -88,7 +88,7 @@ def test_predictions_are_those_of_the_anchors(size, levels):
     [
         {},
         BOTH | {"residual": True, "query_key_norm": "rms"},
-        {"heads": "attention", "coarse_from": "c5"},
+        pytest.param({"heads": "attention", "coarse_from": "c5"}, marks=pytest.mark.slow),
     ],
     ids=["convolution", "attention", "attention in the heads"],
 )

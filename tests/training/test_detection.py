@@ -262,6 +262,7 @@ def test_the_paper_s_settings():
     assert round(plan.epochs) == 150
 
 
+@pytest.mark.slow
 def test_dry_run_without_the_data(tmp_path, capsys):
     config = retinanet.get_config().lock()
     # The paper's network is described in full; only the step is compiled small.
