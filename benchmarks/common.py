@@ -83,6 +83,14 @@ def slug(text: str) -> str:
     return re.sub("[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
+def repeats() -> int:
+    """How often a timed call does its work before it waits.
+
+    More than once where work waits in an accelerator's queue, so that starting it is not timed.
+    """
+    return 1 if jax.default_backend() == "cpu" else 10
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))

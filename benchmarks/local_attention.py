@@ -133,7 +133,7 @@ def measure(
                 if (needed := _total(compiled)) > memory():
                     common.note(f"  {name}, {direction}, left out: needs {needed / 1e9:.1f} GB")
                     continue
-            repeats[name, direction] = len(sets)
+            repeats[name, direction] = len(sets) * common.repeats()
             calls[name, direction] = partial(_run, compiled, sets)
             details[name, direction] = {"picked": contender.picked, "temporary_bytes": temporary}
     for name, make in torch_peers.peers(workload, batch, dtype).items():
@@ -150,7 +150,7 @@ def measure(
             continue
         for direction, call in made.items():
             calls[name, direction] = call
-            repeats[name, direction] = torch_peers.repeats()
+            repeats[name, direction] = common.repeats()
             details[name, direction] = {"picked": False, "temporary_bytes": None}
     seconds = common.medians(calls, turns)
     milliseconds = {key: 1000 * s / repeats[key] for key, s in seconds.items()}
@@ -172,7 +172,9 @@ def _each(function: Callable, *sets: list[jax.Array]) -> list:
 
 def _run(compiled: jax.stages.Compiled, sets: list[list[jax.Array]]) -> None:
     """Compiled of the inputs themselves if there is one set of them, else of the sets."""
-    jax.block_until_ready(compiled(*(sets if len(sets) > 1 else sets[0])))
+    for _ in range(common.repeats()):
+        done = compiled(*(sets if len(sets) > 1 else sets[0]))
+    jax.block_until_ready(done)
 
 
 def _total(compiled: jax.stages.Compiled) -> int:
@@ -185,10 +187,13 @@ def _total(compiled: jax.stages.Compiled) -> int:
 
 
 def memory() -> float:
-    """Bytes that a contender may take: most of what the device, or this machine, has free."""
+    """Bytes that a contender may take, of what the device, or this machine, has free.
+
+    On a device half of it, as neither JAX nor PyTorch gives back to the other what it had.
+    """
     statistics = jax.devices()[0].memory_stats()
     if statistics and "bytes_limit" in statistics:
-        return 0.9 * (statistics["bytes_limit"] - statistics["bytes_in_use"])
+        return 0.5 * (statistics["bytes_limit"] - statistics["bytes_in_use"])
     return 0.7 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

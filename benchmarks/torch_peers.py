@@ -3,11 +3,12 @@
 On the GPU if JAX computes there, else on the CPU. Images lie channels-first, as PyTorch has them.
 """
 
+import os
 from collections.abc import Callable
 
 import jax
 
-from benchmarks.common import cores
+from benchmarks.common import cores, repeats
 from sasa_jax.ops.local_attention.workloads import Workload
 
 try:
@@ -17,6 +18,13 @@ except ImportError:
     torch = None
 
 Call = Callable[[], object]
+
+
+def compiled(function: Callable) -> Callable:
+    """By PyTorch's compiler, which fails on the empty setting that jax-triton leaves behind."""
+    if not os.environ.get("TRITON_CACHE_DIR"):
+        os.environ.pop("TRITON_CACHE_DIR", None)
+    return torch.compile(function)
 
 
 def peers(workload: Workload, batch: int, dtype: str) -> dict[str, Callable[[], dict[str, Call]]]:
@@ -37,11 +45,6 @@ def unfold_bytes(workload: Workload, batch: int, dtype: str) -> int:
     """Roughly what unfold's forward and backward pass hold: six arrays of all windows' keys."""
     pixels = batch * workload.height * workload.width * workload.channels
     return 6 * workload.window**2 * pixels * getattr(torch, dtype).itemsize
-
-
-def repeats() -> int:
-    """How often a call does its work before it waits."""
-    return 1 if _device() == "cpu" else 10
 
 
 def _device() -> str:
@@ -130,4 +133,4 @@ def _flex(workload: Workload, batch: int) -> Callable:
         output = flex_attention(query, key, value, add_relative, block_mask=mask, scale=1.0)
         return output.mT.reshape(batch, workload.channels, workload.height, width)
 
-    return torch.compile(attend)
+    return compiled(attend)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 
 from benchmarks.common import cores
+from benchmarks.torch_peers import compiled
 from sasa_jax.training.memory import Memory
 
 try:
@@ -44,7 +45,7 @@ def step(batch: int, size: int, steps: int) -> tuple[Callable[[], None], Callabl
     images = torch.randn(batch, 3, size, size, device=device)
     images = images.to(memory_format=torch.channels_last)
     labels = torch.randint(1000, (batch,), device=device)
-    network = torch.compile(model) if device == "cuda" else model
+    network = compiled(model) if device == "cuda" else model
 
     def call() -> None:
         for _ in range(steps):

@@ -21,8 +21,8 @@ import argparse
 import json
 import multiprocessing
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def measured(arguments: argparse.Namespace) -> Iterator[dict]:
     on_cpu = jax.default_backend() == "cpu"
     dtype = "float32" if on_cpu else "bfloat16"
     size, repetitions = (64, 2) if quick else (224, 7)
-    steps = 1 if on_cpu else 10  # without waiting in between
+    steps = common.repeats()
     mesh = training.data_mesh()
     if arguments.peer and (reason := torch_resnet.missing()):
         sys.exit(f"error: --peer: {reason}")
@@ -107,11 +107,15 @@ def measured(arguments: argparse.Namespace) -> Iterator[dict]:
             f"{jax.devices()[0].device_kind}, {dtype}, {repetitions} turns of {steps} steps; "
             "compiling first"
         )
+        setting = batch * mesh.size, size, dtype, mesh
+        with ThreadPoolExecutor(len(models)) as pool:  # most of the time is spent in compilers
+            compiled = {model: pool.submit(compile_step, model, *setting) for model in models}
         runs, memory = {}, {}
         with jax.set_mesh(mesh):
-            for model in models:
-                runs[model], memory[model] = run(model, batch * mesh.size, size, dtype, mesh, steps)
-                common.note(f"  compiled {model}")
+            for model, job in compiled.items():
+                made, step = job.result()
+                runs[model] = run(made, step, *setting[:2], mesh, steps)
+                memory[model] = training.step_memory(step)
             if arguments.peer:
                 runs[torch_resnet.NAME], memory_of_peer = torch_resnet.step(batch, size, steps)
             seconds = common.medians(runs, repetitions)
@@ -136,10 +140,26 @@ def measured(arguments: argparse.Namespace) -> Iterator[dict]:
             }
 
 
-def run(model: str, batch: int, size: int, dtype: str, mesh: Mesh, steps: int):
-    """(a call that takes so many steps, the step's memory)."""
-    made = program(model, batch, size, dtype, mesh)
-    compiled = made.step.lower(made.state, made.batch).compile()
+def compile_step(
+    model: str, batch: int, size: int, dtype: str, mesh: Mesh
+) -> tuple[training.Program, jax.stages.Compiled]:
+    """The program and its compiled step; each thread has a context mesh of its own."""
+    with jax.set_mesh(mesh):
+        made = program(model, batch, size, dtype, mesh)
+        compiled = made.step.lower(made.state, made.batch).compile()
+    common.note(f"  compiled {model}")
+    return made, compiled
+
+
+def run(
+    made: training.Program,
+    compiled: jax.stages.Compiled,
+    batch: int,
+    size: int,
+    mesh: Mesh,
+    steps: int,
+) -> Callable[[], None]:
+    """A call that takes so many steps."""
     state = made.init({})
     random = np.random.default_rng(0)
     shape = (batch // jax.process_count(), size, size, 3)
@@ -155,7 +175,7 @@ def run(model: str, batch: int, size: int, dtype: str, mesh: Mesh, steps: int):
             state, scalars = compiled(state, images)
         jax.block_until_ready((state, scalars))
 
-    return call, training.step_memory(compiled)
+    return call
 
 
 def estimated(topology: Topology, arguments: argparse.Namespace) -> Iterator[dict]:

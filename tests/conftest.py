@@ -27,6 +27,9 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Accelerators would round what tests compare with; the kernels see to themselves.
+if os.environ["JAX_PLATFORMS"] != "cpu":
+    jax.config.update("jax_default_matmul_precision", "highest")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

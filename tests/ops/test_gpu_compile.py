@@ -5,6 +5,7 @@ With the arguments that they are launched with. Nothing is run.
 
 import importlib.util
 import multiprocessing
+import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
@@ -18,7 +19,9 @@ pytestmark = pytest.mark.skipif(
 )
 KERNELS = ("forward", "backward_queries", "backward_keys")
 SHAPES = sorted({w.shape(256) for w in RESNET50})
-SPILLED = {"backward_keys": 96}  # bytes of a thread, beyond its 255 registers
+# Bytes of a thread beyond its 255 registers, by the head dimension: measured on an H100, a warp
+# that spills so much is still faster than two that share the work.
+SPILLED = {8: 16, 16: 16, 32: 192, 64: 1024}
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +36,15 @@ def compiler() -> Iterator[ProcessPoolExecutor]:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("capability", [80, 90])
-def test_resnet50_spills_hardly_a_register(
+def test_resnet50_on_matrix_units_without_atomics(
     capability: int, kernel: str, compiler: ProcessPoolExecutor
 ) -> None:
     """As the layer has it, with query, key and value in one array."""
     for shape in SHAPES:
         job = compiler.submit(compiled, kernel, shape, "bfloat16", capability, packed=True)
         found = job.result()
-        assert found.spilled_bytes <= SPILLED.get(kernel, 0), f"{shape}: {found}"
-        assert "mma.sync" in found.ptx and "atom" not in found.ptx and "red.global" not in found.ptx
+        assert found.spilled_bytes <= SPILLED[shape[-1]], f"{shape}: {found.spilled_bytes}"
+        assert "mma.sync" in found.ptx and not re.search(r"\b(atom|red)\.", found.ptx)
         assert found.shared_bytes <= 48 * 1024
 
 
@@ -54,8 +57,9 @@ def test_retinanet_and_float32_compile(
     for workload in (RETINANET[0], RETINANET[-1]):
         shape = workload.shape(4)
         compiler.submit(compiled, kernel, shape, "bfloat16", capability).result()
-    found = compiler.submit(compiled, kernel, (8, 56, 56, 8, 8), "float32", capability).result()
-    assert "tf32" not in found.ptx
+    for window in (3, 7, 11, 15):
+        job = compiler.submit(compiled, kernel, (8, 56, 56, 8, 8), "float32", capability, window)
+        assert "tf32" not in job.result().ptx
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -193,6 +193,18 @@ def test_two_runs_are_equal_to_the_bit(implementation: str) -> None:
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+@pytest.mark.parametrize("implementation", ["definition", "dense", "rows"])
+@pytest.mark.parametrize("dtype, exact", [("float32", True), ("bfloat16", False)])
+def test_float32_is_multiplied_as_such(implementation: str, dtype: str, exact: bool) -> None:
+    """On accelerators too, whose default is less: every product asks for it, those of gradients
+    included."""
+    inputs = {name: x.astype(dtype) for name, x in arguments().items()}
+    run = partial(gradients, window=5, implementation=implementation)
+    products = str(jax.make_jaxpr(run)(inputs, inputs["value"])).split("dot_general[")[1:]
+    assert len(products) >= 3
+    assert all(("HIGHEST" in product[:300]) == exact for product in products)
+
+
 def test_one_array_is_taken_apart_where_it_is_not_read_in_place() -> None:
     inputs = arguments()
     images = [inputs.pop(name) for name in ("query", "key", "value")]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
@@ -98,6 +98,23 @@ class Implementation:
         if self.attend_packed is None:
             return self.attend(options, inputs.unpacked())
         return self.attend_packed(options, inputs)
+
+
+def float32_as_such(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of (options, inputs, ...) that multiplies float32 as float32.
+
+    Accelerators round its factors by default: GPUs to TF32, TPUs to bfloat16. Inputs of 16 bits
+    keep that default.
+    """
+
+    @wraps(function)
+    def call(options: Options, inputs: Any, *others: Any) -> Any:
+        if inputs[0].dtype != jnp.float32:
+            return function(options, inputs, *others)
+        with jax.default_matmul_precision("highest"):
+            return function(options, inputs, *others)
+
+    return call
 
 
 Given = TypeVar("Given", Inputs, PackedInputs)

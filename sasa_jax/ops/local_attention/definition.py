@@ -15,9 +15,10 @@ get no probability.
 import jax
 import jax.numpy as jnp
 
-from sasa_jax.ops.local_attention.contract import Inputs, Options
+from sasa_jax.ops.local_attention.contract import Inputs, Options, float32_as_such
 
 
+@float32_as_such
 def definition(options: Options, inputs: Inputs) -> jax.Array:
     """The output y, [B, H, W, N, D] in the value's dtype."""
     weights = attention_weights(options, inputs)
@@ -26,6 +27,7 @@ def definition(options: Options, inputs: Inputs) -> jax.Array:
     return output.astype(inputs.value.dtype)
 
 
+@float32_as_such
 def attention_weights(options: Options, inputs: Inputs) -> jax.Array:
     """The softmax over each pixel's window, [B, H, W, N, K, K], float32 (float64 for float64).
 

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from sasa_jax.ops.local_attention import blocks as core
 from sasa_jax.ops.local_attention.blocks import Blocks
 from sasa_jax.ops.local_attention.chunks import chunk_size, map_backward, map_forward
-from sasa_jax.ops.local_attention.contract import Inputs, Options, differentiable
+from sasa_jax.ops.local_attention.contract import Inputs, Options, differentiable, float32_as_such
 
 
+@float32_as_such
 def _forward(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
     to_image = partial(_image, shape=inputs.query.shape)
 
@@ -31,6 +32,7 @@ def _forward(options: Options, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
     return map_forward(chunk, _chunk_size(inputs), inputs)
 
 
+@float32_as_such
 def _backward(
     options: Options, inputs: Inputs, log_sum_exp: jax.Array, cotangent: jax.Array
 ) -> Inputs:

@@ -18,13 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from sasa_jax.ops.local_attention.chunks import chunk_size, map_backward, map_forward
-from sasa_jax.ops.local_attention.contract import OUTSIDE, Inputs, Options, differentiable
+from sasa_jax.ops.local_attention.contract import (
+    OUTSIDE,
+    Inputs,
+    Options,
+    differentiable,
+    float32_as_such,
+)
 from sasa_jax.ops.local_attention.definition import softmax_dtype
 
 # Channels that one loop of `_correlate` adds up; with 16, dot products took twice as long on CPU.
 CHANNELS = 8
 
 
+@float32_as_such
 def _forward(options: Options, inputs: Inputs) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     output, log_sum_exp = map_forward(
         partial(_forward_chunk, options), _chunk_size(options, inputs), inputs
@@ -32,6 +39,7 @@ def _forward(options: Options, inputs: Inputs) -> tuple[jax.Array, tuple[jax.Arr
     return output, (output, log_sum_exp)
 
 
+@float32_as_such
 def _backward(
     options: Options,
     inputs: Inputs,

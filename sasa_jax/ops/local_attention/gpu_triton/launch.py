@@ -102,7 +102,7 @@ def _compiled(launch: Launch, operands: Sequence[Any], **options: Any) -> Sequen
         grid=launch.programs,
         name=f"local_attention_{launch.kernel}",
         num_warps=launch.warps,
-        num_stages=1,  # copies ahead of time pass by the first cache, where halos overlap
+        num_stages=launch.stages,
         **launch.constants,
         **options,
     )
