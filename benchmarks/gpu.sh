@@ -2,7 +2,8 @@
 # On a machine with an NVIDIA GPU: the GPU kernels' tests there, then the operator and the training
 # step with their peers in the same run. Leaves benchmarks/results/local_attention_<device>.json,
 # train_step_<device>.json, their pictures and gpu_<date>.log; what fails does not keep the rest from
-# running, and in the end the exit status is 1. Half an hour, perhaps, and the installation; not run.
+# running, and in the end the exit status is 1. Half an hour, perhaps, and the installation; its
+# commands have been run on an H100, the training step not to its end.
 #
 #     make bench-gpu                      # PyTorch's CUDA wheels for the peers come from PyPI
 #     BATCH=256 make bench-gpu            # images a device, 256 by default

@@ -10,7 +10,8 @@ loop as often as it runs. Microseconds an image, three bounds of which the large
 * exponentials: 16 a multiprocessor and clock;
 * matrix units: mma.sync at half of their dense rate.
 
-Stalls, memory and launches are in none of them.
+Stalls, memory and launches are in none of them: measured on an H100, the sum takes 2.5 times what
+the first bound says.
 """
 
 import re
