@@ -15,7 +15,7 @@ from sasa_jax.hub import download, on_hub
 from sasa_jax.models import Variables, model_options, shape_differences
 from sasa_jax.models.pretrained import from_torch
 from sasa_jax.tasks.image_task import given
-from sasa_jax.training import Checkpoints, check_saved
+from sasa_jax.training import Checkpoints, saved_step
 
 # Options that may differ: they belong to the classifier, or change how and not what is computed.
 FREE_OPTIONS = (
@@ -62,10 +62,15 @@ def load_pretrained(
     try:
         if file.is_file():
             found = _from_file(file, model)
-        elif file == folder:
-            raise ValueError("there is no such file")
-        else:
+        elif folder.is_dir():
             found = _from_run(folder, model)
+        elif folder.is_file():
+            raise ValueError(
+                "it is no .safetensors file; a state dict of PyTorch becomes one with "
+                "safetensors.torch.save_file"
+            )
+        else:
+            raise ValueError("there is no such file or folder")
         wanted = {kind: dict(tree) for kind, tree in wanted.items()}
         classifiers = [tree["params"].pop("classifier", {}) for tree in (wanted, found)]
         _check_same(shape_differences(wanted, found, "here"))
@@ -94,7 +99,8 @@ def _exported_model(file: Path) -> dict[str, Any] | None:
 
 
 def _from_run(workdir: Path, model: Mapping[str, Any]) -> Variables:
-    check_saved(workdir)
+    if not saved_step(workdir):
+        raise ValueError(f"it holds neither a checkpoint nor {_WEIGHTS}")
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step = checkpoints.latest_step()
         _check_same(_option_differences(checkpoints.config(step)["model"], model))

@@ -148,8 +148,15 @@ def test_backbone_of_a_detector(tmp_path: Path):
     np.testing.assert_array_equal(loaded["layer2.1.conv2.weight"], state["layer2.1.conv2.weight"])
     with pytest.raises(ValueError, match=r"backbone_from .* another network: .* config\.model"):
         load_pretrained("backbone_from", str(file), model | {"blocks": (2, 2)}, wanted)
-    with pytest.raises(ValueError, match="there is no such file"):
-        load_pretrained("backbone_from", str(tmp_path / "none.safetensors"), model, wanted)
+    (tmp_path / "resnet.pth").write_bytes(b"")
+    for name, message in {
+        "none.safetensors": "there is no such file",
+        "none": "there is no such file or folder",
+        "resnet.pth": r"no \.safetensors file; .*save_file",
+        "": r"neither a checkpoint nor model\.safetensors",
+    }.items():
+        with pytest.raises(ValueError, match=rf"backbone_from .*: .*{message}"):
+            load_pretrained("backbone_from", str(tmp_path / name), model, wanted)
 
 
 @pytest.mark.parametrize("inside", [".", "model.safetensors"])

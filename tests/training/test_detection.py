@@ -222,7 +222,7 @@ def test_a_backbone_of_another_network_is_refused(data_dir, classified, override
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (dict(backbone_from="/nowhere"), "/nowhere holds no checkpoint"),
+        (dict(backbone_from="/nowhere"), "backbone_from /nowhere: there is no such file or folder"),
         (dict(category_ids=9), "category_ids is 9, and the data has category 10"),
         (dict(metric="pycoco"), "did you mean 'pycocotools'"),
         (dict(data__image_size=90), "multiples of"),

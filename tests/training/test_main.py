@@ -136,7 +136,7 @@ def test_a_run_is_fine_tuned_on_other_classes(data_dir, whole, tmp_path, capsys)
     assert sasa_jax.load(tmp_path).network(np.zeros((1, 32, 32, 3), np.float32)).shape == (1, 12)
     for overrides, message in (
         (dict(model__window=5), "window is 3 there and 5 here"),
-        (dict(init_from="/nowhere"), "init_from /nowhere: /nowhere holds no checkpoint"),
+        (dict(init_from="/nowhere"), "init_from /nowhere: there is no such file or folder"),
     ):
         refused = small_digits(data_dir, **{"init_from": str(whole)} | overrides)
         error = refusal(capsys, refused, tmp_path / "new")
