@@ -187,8 +187,10 @@ function drawPosition(layer, head) {
 }
 
 function buildStem() {
-  byId("stem").hidden = !about.stem;
-  if (!about.stem) return;
+  if (!about.stem) {
+    byId("stem").replaceWith(byId("position")); // so that the columns are of like length
+    return;
+  }
   const { mixture } = about.stem;
   const notes = ["The matrix holds all weights of the block under the pointer, its 16 pixels row "
     + "by row: a row for each query, a column for each key."];
@@ -206,7 +208,7 @@ function buildStem() {
         })));
       }
       byId("stem-maps").append(element("figure", {},
-        element("figcaption", { textContent: `m = ${m + 1}` }), table));
+        element("figcaption", { textContent: `p(a, b, ${m + 1})` }), table));
     }
   }
   byId("stem-maps").append(element("figure", {},
