@@ -10,7 +10,7 @@ class Progress:
 
     The clock starts with the first image done: what it took to compile would spoil the speed.
 
-    On a terminal the line is rewritten; in a log there is a new one now and then.
+    On a terminal the line has a bar and is rewritten; in a log there is a new one now and then.
 
     Args:
         total: images.
@@ -38,7 +38,10 @@ class Progress:
         self._next = now + self._every
         speed = (done - self._before) / (now - self._begin)
         left = (self._total - done) / speed if speed else 0.0
-        self._write(f"{done:,} of {self._total:,} images  {speed:.1f} images/s  left {clock(left)}")
+        bar = f"[{'#' * (20 * done // self._total):20}]  " * self._terminal
+        self._write(
+            f"{bar}{done:,} of {self._total:,} images  {speed:.1f} images/s  left {clock(left)}"
+        )
 
     def say(self, line: str) -> None:
         """Another line, that stays."""

@@ -207,7 +207,7 @@ def test_a_long_run_tells_speed_and_time_left(monkeypatch, terminal):
     told = [line for line in lines if "left" in line]
     assert len(told) == (99 if terminal else 3)
     assert told[-1] == (
-        "101 of 10,000 images  1.0 images/s  left 2:44:59"
+        f"[{' ' * 20}]  101 of 10,000 images  1.0 images/s  left 2:44:59"
         if terminal
         else "91 of 10,000 images  1.0 images/s  left 2:45:09"
     )
