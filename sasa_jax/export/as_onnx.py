@@ -5,6 +5,7 @@ The converter is PyTorch's, on our PyTorch module: those of JAX do not take the 
 arguments, and it gives concatenations wrong shapes).
 """
 
+import logging
 import tempfile
 import warnings
 from pathlib import Path
@@ -40,6 +41,7 @@ def write(network: Network, folder: Path) -> None:
         as_torch.write(network, Path(scratch))
         model = Serving(sasa_torch.load(scratch)).eval()
     (shape,) = network.input_shapes(2).values()
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names what torchvision would add
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # PyTorch's of its own
         torch.onnx.export(
             model,
