@@ -1,10 +1,11 @@
-"""Checkpoints: state, its checksums, where the data iterator stood, config, in one atomic step.
+"""Checkpoints: state, table of its arrays, place in the data, config, in one atomic step.
 
 A thin layer over orbax. A step's folder appears under its final name only when it is complete, so
 a run killed at any time finds the newest whole one. One that is damaged all the same (a file cut
 short or lost, a bit that flipped: orbax does not look at the arrays' bytes, we do) is named and
-put aside, and the newest whole one is taken. The state is always restored into an abstract tree
-with the current shardings: that keeps the types, and lets the number of devices change.
+put aside, and the newest whole one is taken. The state is stored as one vector, and restored into
+an abstract tree with the current shardings: that keeps the types, and lets the number of devices
+change.
 """
 
 import contextlib
@@ -19,7 +20,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from sasa_jax.training.digest import checksums, digest
+from sasa_jax.training.digest import digest
+from sasa_jax.training.packing import differences, nested, pack, place, unpack
 from sasa_jax.training.state import TrainState
 from sasa_jax.training.workdir import CHECKPOINTS, WorkdirError, check_saved, saved_step
 
@@ -62,8 +64,8 @@ class Checkpoints:
             (workdir / CHECKPOINTS).absolute(),
             options=options,
             item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(),
-                "checksums": ocp.JsonCheckpointHandler(),
+                "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+                "arrays": ocp.JsonCheckpointHandler(),
                 "data": ocp.JsonCheckpointHandler(),
                 "config": ocp.JsonCheckpointHandler(),
             },
@@ -98,14 +100,13 @@ class Checkpoints:
         if step == self.latest_step():
             return
         with self._saving():
-            # Orbax spends half as much on NumPy's arrays as on JAX's. The state is the same on all
-            # devices, so that one process's is all of it.
-            arrays = jax.device_get(state)
+            # The state is the same on all devices, so that one process's is all of it.
+            vector, table = pack(jax.device_get(state))
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(arrays),
-                    checksums=ocp.args.JsonSave(checksums(arrays)),
+                    state=ocp.args.PyTreeSave({"bytes": vector}),
+                    arrays=ocp.args.JsonSave(table),
                     data=ocp.args.JsonSave(data),
                     config=ocp.args.JsonSave(config),
                 ),
@@ -146,7 +147,8 @@ class Checkpoints:
                 if it is another run's.
 
         Raises:
-            WorkdirError: from `check_config`; or there are checkpoints, and all are damaged.
+            WorkdirError: from `check_config`; or a state has other arrays; or there are
+                checkpoints, and all are damaged.
         """
         steps = self.steps()
         for step in steps:
@@ -187,45 +189,39 @@ class Checkpoints:
         self._manager.reload()
 
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        restored = self._manager.restore(
+        arrays, data = self._load(step)
+        if changes := differences(arrays, abstract):
+            more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+            raise WorkdirError(
+                f"{self._workdir} holds the state of another network: {'; '.join(changes[:3])}"
+                f"{more}. Use the code that the run began with, or another --workdir"
+            )
+        return place(arrays, abstract), data
+
+    def _load(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The arrays by path, checked, and where the data iterator stood."""
+        numpy_leaf = ocp.RestoreArgs(restore_type=np.ndarray)
+        saved = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(
-                    abstract,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                ),
+                state=ocp.args.PyTreeRestore(restore_args={"bytes": numpy_leaf}),
+                arrays=ocp.args.JsonRestore(),
                 data=ocp.args.JsonRestore(),
             ),
         )
-        self._check(step, restored["state"])
-        return restored["state"], restored["data"]
+        return unpack(saved["state"]["bytes"], saved["arrays"]), saved["data"]
 
     def config(self, step: int) -> dict[str, Any]:
         """The config that a step was saved with."""
         args = ocp.args.Composite(config=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["config"]
 
-    def arrays(self, step: int) -> Any:
-        """The state's arrays as NumPy's in nested dicts and lists: needs no network to build.
+    def arrays(self, step: int) -> dict[str, Any]:
+        """The state's arrays as NumPy's in nested dicts: needs no network to build.
 
         Raises ValueError, or an error of orbax's, if they are damaged.
         """
-        tree = self._manager.item_metadata(step)["state"].tree
-        numpy_leaf = ocp.RestoreArgs(restore_type=np.ndarray)
-        args = ocp.args.PyTreeRestore(restore_args=jax.tree.map(lambda _: numpy_leaf, tree))
-        state = self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
-        self._check(step, state)
-        return state
-
-    def _check(self, step: int, state: Any) -> None:
-        args = ocp.args.Composite(checksums=ocp.args.JsonRestore())
-        saved, found = self._manager.restore(step, args=args)["checksums"], checksums(state)
-        wrong = [path for path in saved if found.get(path) != saved[path]]
-        if wrong or len(saved) != len(found):
-            raise ValueError(
-                f"{len(wrong)} of {len(saved)} arrays are not those that were saved: "
-                f"{', '.join(wrong[:3])}"
-            )
+        return nested(self._load(step)[0])
 
 
 def open_saved(workdir: Path) -> Checkpoints:

@@ -74,7 +74,7 @@ def test_a_checkpoint_is_state_data_and_config_and_the_newest_are_kept(whole):
     workdir, state = whole
     folder = workdir / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["16", "20"]
-    assert {"state", "checksums", "data", "config"} <= {
+    assert {"state", "arrays", "data", "config"} <= {
         path.name for path in (folder / "20").iterdir()
     }
     with Checkpoints(workdir, read_only=True) as checkpoints:
@@ -112,7 +112,7 @@ def failed_reads():
         ("state/d/*", pathlib.Path.unlink),
         ("state/d/*", lambda path: path.write_bytes(bytes(path.stat().st_size))),
         ("data/metadata", cut_short),
-        ("checksums/metadata", cut_short),
+        ("arrays/metadata", cut_short),
         ("config/metadata", pathlib.Path.unlink),
     ],
 )
@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
 
 
 class LargeTask(ToyTask):
-    """With an array that orbax stores in a file of its own, whose bytes it does not check."""
+    """With an array that takes most of a checkpoint's bytes, which orbax does not check."""
 
     def init(self, key):
         variables = super().init(key)
@@ -150,6 +150,14 @@ def test_one_bit_that_flipped_is_found(tmp_path, capsys):
         saved_digest(tmp_path)
     assert digest(run(tmp_path, LargeTask())) == digest(state)
     assert "checkpoint of step 20 is damaged: ValueError: 1 of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("harm", [cut_short, pathlib.Path.unlink])
+def test_a_damaged_file_of_arrays_is_found(tmp_path, capsys, failed_reads, harm):
+    state = run(tmp_path, LargeTask())
+    harm(max((tmp_path / "checkpoints" / "20").rglob("d/*"), key=lambda p: p.stat().st_size))
+    assert digest(run(tmp_path, LargeTask())) == digest(state)
+    assert "checkpoint of step 20 is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -285,6 +293,15 @@ def test_another_config_is_refused_with_its_first_differences(whole):
     assert "another --workdir" in str(error.value)
     with pytest.raises(WorkdirError, match="a run cannot be extended"):
         run(whole[0], total_steps=30)
+
+
+def test_another_network_is_refused_with_its_first_differences(whole, tmp_path):
+    """Under the same config, as after a change of the code; its checkpoints stay where they are."""
+    shutil.copytree(whole[0], tmp_path / "run")
+    with pytest.raises(WorkdirError, match="the state of another network") as error:
+        run(tmp_path / "run", LargeTask())
+    assert "averages/params/large was absent and is float32[256,256]" in str(error.value)
+    assert saved_step(tmp_path / "run") == 20
 
 
 def test_keys_that_change_nothing_may_differ(whole):
