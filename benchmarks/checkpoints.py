@@ -6,9 +6,11 @@ Trains configs/digits.py for 360 steps at a time, in turns with and without, and
 from 50 to 350 of each, three checkpoints among them. A checkpoint is copied off the devices while
 the loop waits and written beside the training.
 
+Then writes the state of configs/sa_resnet50.py some times, with nothing beside it.
+
 Prints the seconds of each pair, by the clock and of the processors (which other programs on the
-machine disturb less), and the medians of their ratios, and writes
-benchmarks/results/checkpoints_<device>.json.
+machine disturb less), the medians of their ratios, and the seconds of one large checkpoint, and
+writes benchmarks/results/checkpoints_<device>.json.
 """
 
 import argparse
@@ -19,16 +21,18 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import common
-from configs import digits
+from configs import digits, sa_resnet50
 from sasa_jax import training
 from sasa_jax.data import TrainLoader
 from sasa_jax.tasks import Classification, open_task
 
 STEPS, BEGIN, END, EVERY = 360, 50, 350, 100
+LARGE = 6  # checkpoints of the large state
 
 
 class Stopwatch:
@@ -71,6 +75,7 @@ def main(argv: list[str] | None = None) -> None:
                 flush=True,
             )
         size = sum(f.stat().st_size for f in (Path(folder) / "with0").rglob("*") if f.is_file())
+        large = large_checkpoint(Path(folder) / "large")
     ratio, processor_ratio = (
         statistics.median(pair["with"][i] / pair["without"][i] for pair in pairs) for i in range(2)
     )
@@ -79,12 +84,18 @@ def main(argv: list[str] | None = None) -> None:
         f"{processor_ratio:.3f} times the processor time, medians of {len(pairs)} pairs; the run's "
         f"folder {size / 2**20:.1f} MiB"
     )
+    print(
+        f"sa_resnet50, a state of {large['bytes'] / 1e6:.0f} MB: the loop waits "
+        f"{large['waited']:.2f} s, it is written after {large['written']:.2f} s, of the "
+        f"processors {large['processor']:.2f} s"
+    )
     record = {
         "pairs": pairs,
         "median_ratio": ratio,
         "median_processor_ratio": processor_ratio,
         "every": EVERY,
         "steps": END - BEGIN,
+        "sa_resnet50": large,
     }
     path = common.write(f"checkpoints_{jax.devices()[0].device_kind}", common.setting() | record)
     common.note(f"written to {path}")
@@ -118,6 +129,28 @@ def train(task: Classification, config: dict, workdir: Path) -> tuple[float, flo
     return tuple(
         end - begin for begin, end in zip(watch.times[BEGIN], watch.times[END], strict=True)
     )
+
+
+def large_checkpoint(workdir: Path) -> dict[str, float]:
+    """Median seconds of one checkpoint: that the loop waits, until it is written, processors'."""
+    made = sa_resnet50.get_config()
+    made.batch_size = len(jax.devices())
+    config = made.to_dict()
+    task = open_task(config, allow_absent=True)
+    plan = training.make_plan(config, task.train_size)
+    abstract = training.make_program(task, config, plan, training.data_mesh()).state
+    state = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype, device=x.sharding), abstract)
+    times = []
+    with training.Checkpoints(workdir, keep=1) as checkpoints:
+        for step in range(1, LARGE + 1):
+            begin, processor = time.perf_counter(), time.process_time()
+            checkpoints.save(step, state, {"position": step}, config)
+            waited = time.perf_counter() - begin
+            checkpoints.wait()
+            times.append((waited, time.perf_counter() - begin, time.process_time() - processor))
+    medians = map(statistics.median, zip(*times, strict=True))
+    size = sum(x.nbytes for x in jax.tree.leaves(state))
+    return dict(zip(("waited", "written", "processor"), medians, strict=True)) | {"bytes": size}
 
 
 if __name__ == "__main__":

@@ -131,6 +131,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     assert (workdir / "damaged_checkpoints" / "20").is_dir()
 
 
+def test_a_write_that_was_never_finished_is_passed_over(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "20").rename(folder / "20.orbax-checkpoint-tmp")
+    for path in (folder / "20.orbax-checkpoint-tmp" / "state").glob("*/d/*"):
+        path.unlink()
+    assert saved_step(tmp_path / "run") == 16
+    assert digest(run(tmp_path / "run")) == digest(whole[1])
+    assert sorted(path.name for path in folder.iterdir()) == ["16", "20"]
+
+
 class LargeTask(ToyTask):
     """With an array that takes most of a checkpoint's bytes, which orbax does not check."""
 
