@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint.multihost import get_barrier_sync_fn
 
 _HOW = "--coordinator=HOST:PORT --process=INDEX/COUNT on each host"
 # What launchers tell each of several processes that they start together.
@@ -150,6 +151,19 @@ def _leave(address: str | None, index: int | None, count: int | None, seconds: f
 def data_mesh() -> Mesh:
     """All devices of all processes along one axis, "data"."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def wait_for_all(name: str, seconds: int = 1800) -> None:
+    """Returns when every process is here.
+
+    The devices' first collective would wait, too, but on CPUs for 30 seconds only, and a busy host
+    may compile for longer than another by more than that.
+
+    Args:
+        name: of the place, once in a run.
+        seconds: until it is given up with an error of JAX's.
+    """
+    get_barrier_sync_fn()(key=name, timeout_ms=1000 * seconds)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

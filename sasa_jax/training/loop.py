@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from sasa_jax.training.checkpoints import Checkpoints, open_saved
-from sasa_jax.training.distributed import Agreement, data_mesh, put_batch
+from sasa_jax.training.distributed import Agreement, data_mesh, put_batch, wait_for_all
 from sasa_jax.training.guards import Interrupted, StopGuard, Watchdog, check_finite
 from sasa_jax.training.meter import Meter
 from sasa_jax.training.plan import Plan
@@ -94,6 +94,7 @@ def train(
             if main_process:
                 seconds = time.perf_counter() - begin
                 print(f"compiled the training step in {seconds:.1f} s", flush=True)
+            wait_for_all("the training step is compiled")
 
         # ---- State and data: from scratch, or where the checkpoint left them. ----
         batches = stack.enter_context(contextlib.closing(task.train_batches()))
