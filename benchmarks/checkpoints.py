@@ -6,10 +6,11 @@ Trains configs/digits.py for 360 steps at a time, in turns with and without, and
 from 50 to 350 of each, three checkpoints among them. A checkpoint is copied off the devices while
 the loop waits and written beside the training.
 
-Then writes the state of configs/sa_resnet50.py some times, with nothing beside it.
+Then saves the states of configs/digits.py and configs/sa_resnet50.py some times, with nothing
+beside it.
 
 Prints the seconds of each pair, by the clock and of the processors (which other programs on the
-machine disturb less), the medians of their ratios, and the seconds of one large checkpoint, and
+machine disturb less), the medians of their ratios, and the median seconds of one checkpoint, and
 writes benchmarks/results/checkpoints_<device>.json.
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,7 +34,7 @@ from sasa_jax.data import TrainLoader
 from sasa_jax.tasks import Classification, open_task
 
 STEPS, BEGIN, END, EVERY = 360, 50, 350, 100
-LARGE = 6  # checkpoints of the large state
+ALONE = 9  # checkpoints with nothing beside them
 
 
 class Stopwatch:
@@ -58,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     common.keep_memory()
     with tempfile.TemporaryDirectory() as folder:
+        jax.config.update("jax_compilation_cache_dir", f"{folder}/cache")  # every run compiles it
         task = open_task(config(folder, 0))
         train(task, config(folder, 0), Path(folder) / "warm")
         pairs = []
@@ -75,7 +78,10 @@ def main(argv: list[str] | None = None) -> None:
                 flush=True,
             )
         size = sum(f.stat().st_size for f in (Path(folder) / "with0").rglob("*") if f.is_file())
-        large = large_checkpoint(Path(folder) / "large")
+        alone = {
+            name: checkpoint(configs.get_config(), Path(folder) / name)
+            for name, configs in (("digits", digits), ("sa_resnet50", sa_resnet50))
+        }
     ratio, processor_ratio = (
         statistics.median(pair["with"][i] / pair["without"][i] for pair in pairs) for i in range(2)
     )
@@ -84,18 +90,19 @@ def main(argv: list[str] | None = None) -> None:
         f"{processor_ratio:.3f} times the processor time, medians of {len(pairs)} pairs; the run's "
         f"folder {size / 2**20:.1f} MiB"
     )
-    print(
-        f"sa_resnet50, a state of {large['bytes'] / 1e6:.0f} MB: the loop waits "
-        f"{large['waited']:.2f} s, it is written after {large['written']:.2f} s, of the "
-        f"processors {large['processor']:.2f} s"
-    )
+    for name, one in alone.items():
+        print(
+            f"{name}, a state of {one['bytes'] / 1e6:.1f} MB in {one['arrays']} arrays: the loop "
+            f"waits {one['waited']:.3f} s, it is written after {one['written']:.3f} s, of the "
+            f"processors {one['processor']:.3f} s"
+        )
     record = {
         "pairs": pairs,
         "median_ratio": ratio,
         "median_processor_ratio": processor_ratio,
         "every": EVERY,
         "steps": END - BEGIN,
-        "sa_resnet50": large,
+        "alone": alone,
     }
     path = common.write(f"checkpoints_{jax.devices()[0].device_kind}", common.setting() | record)
     common.note(f"written to {path}")
@@ -131,9 +138,9 @@ def train(task: Classification, config: dict, workdir: Path) -> tuple[float, flo
     )
 
 
-def large_checkpoint(workdir: Path) -> dict[str, float]:
-    """Median seconds of one checkpoint: that the loop waits, until it is written, processors'."""
-    made = sa_resnet50.get_config()
+def checkpoint(made: ConfigDict, workdir: Path) -> dict[str, float]:
+    """Median seconds of a checkpoint: that the loop waits, until it is written, processors'."""
+    made.data.dir = f"{workdir.parent}/data"
     made.batch_size = len(jax.devices())
     config = made.to_dict()
     task = open_task(config, allow_absent=True)
@@ -142,15 +149,18 @@ def large_checkpoint(workdir: Path) -> dict[str, float]:
     state = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype, device=x.sharding), abstract)
     times = []
     with training.Checkpoints(workdir, keep=1) as checkpoints:
-        for step in range(1, LARGE + 1):
+        for step in range(1, ALONE + 1):
             begin, processor = time.perf_counter(), time.process_time()
             checkpoints.save(step, state, {"position": step}, config)
             waited = time.perf_counter() - begin
             checkpoints.wait()
             times.append((waited, time.perf_counter() - begin, time.process_time() - processor))
     medians = map(statistics.median, zip(*times, strict=True))
-    size = sum(x.nbytes for x in jax.tree.leaves(state))
-    return dict(zip(("waited", "written", "processor"), medians, strict=True)) | {"bytes": size}
+    arrays = jax.tree.leaves(state)
+    return dict(zip(("waited", "written", "processor"), medians, strict=True)) | {
+        "bytes": sum(x.nbytes for x in arrays),
+        "arrays": len(arrays),
+    }
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A state as one vector of bytes, and a table of what lies where in it.
 
 Orbax takes half a millisecond of a core for every array that it writes, and a state has hundreds:
-as one vector the demo's is written with a fifth of the work, and 206 MB with a third. It is stored
-as it is, since trained weights shrink by 8 % when compressed, for twice the time.
+as one vector the demo's is written with a fifth of the work. It is stored as it is: compressed, 32
+bits of a weight are still 29, and 206 MB take four times the work.
 """
 
 import zlib
