@@ -2,14 +2,15 @@
 
 A program owns a strip of pixels, `TILE_H` rows high and as wide as the image, and `GROUP` heads. It
 goes through the strip tile by tile: `TILE` pixels against the `ROWS * COLS` pixels of a chunk of
-their halo, one chunk for windows up to 7 and heads up to 16. Images are contiguous, [B, H, W, N, D]
-or, where query, key and value share an array, [B, H, W, 3, N, D]; log_sums (base 2) and deltas are
-[B, N, H, W].
+their halo, one chunk for windows up to 7 except for the gradients of wide heads' keys. Images are
+contiguous, [B, H, W, N, D] or, where query, key and value share an array, [B, H, W, 3, N, D];
+log_sums (base 2) and deltas are [B, N, H, W].
 
-What is costly is not the products but what is done to every logit of a tile. So the relative logits
-are what the products' sums begin with, the scale is applied where the exponent is formed, and the
-tile's pixels are always the rows of a product, whose results can then be the left side of the next.
-Every sum has a fixed order, and no program writes what another writes.
+What is costly is not the products but what is done to every logit of a tile, and the reading of
+pixels of which one head is wanted (measured: docs/performance.md). So the relative logits are what
+the products' sums begin with, the scale is applied where the exponent is formed, and the tile's
+pixels are always the rows of a product, whose results can then be the left side of the next. Every
+sum has a fixed order, and no program writes what another writes.
 
 The constants are those of `constants.launch_of`.
 """
