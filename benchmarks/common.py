@@ -111,5 +111,5 @@ def bars(path: Path, title: str, groups: Mapping[str, Mapping[str, float]], unit
     axes.grid(axis="y", which="both", alpha=0.3)
     axes.set_ylabel(unit)
     axes.set_title(title)
-    axes.legend(fontsize="small", ncols=2)
+    figure.legend(fontsize="small", loc="outside right upper")  # never in front of bars
     figure.savefig(path, dpi=120)

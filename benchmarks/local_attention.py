@@ -207,7 +207,7 @@ def records(
 ) -> list[dict]:
     def ratio(to: str, key: Key) -> float | None:
         other = milliseconds.get((to, key[1]))
-        return other and round(other / milliseconds[key], 2)
+        return other and float(f"{other / milliseconds[key]:.4g}")  # digits for slow peers, too
 
     return [
         {

@@ -22,8 +22,8 @@ Call = Callable[[], object]
 
 def compiled(function: Callable) -> Callable:
     """By PyTorch's compiler, which fails on the empty setting that jax-triton leaves behind."""
-    if not os.environ.get("TRITON_CACHE_DIR"):
-        os.environ.pop("TRITON_CACHE_DIR", None)
+    if os.environ.get("TRITON_CACHE_DIR") == "":
+        del os.environ["TRITON_CACHE_DIR"]
     return torch.compile(function)
 
 
