@@ -10,12 +10,12 @@ from sasa_jax.ops.local_attention.contract import (
     Problem,
     differentiable,
 )
-from sasa_jax.ops.local_attention.gpu_triton.constants import SLOTS, Launch, launch_of
+from sasa_jax.ops.local_attention.gpu_triton.constants import Launch, launch_of
 from sasa_jax.ops.local_attention.gpu_triton.launch import call, call_into, unavailable
 
 DTYPES = ("float32", "bfloat16", "float16")
 LARGEST_DIM = 64  # above it, a tile's keys and values do not fit into a warp's registers
-LARGEST_WINDOW = SLOTS - 1
+LARGEST_WINDOW = 15  # its offsets along an axis fill 16 rows of a table
 SCALES = (1e-6, 1e6)  # the largest logit is sought before they are scaled
 LARGEST_IMAGE = 2**31  # numbers, of three arrays in one: offsets inside an image have 32 bits
 
@@ -77,7 +77,7 @@ def _backward_queries(
     """Of the first input the gradient, or the query's part of it; deltas; the tables' gradients."""
     launch = _launch("backward_queries", options, inputs)
     tables = inputs.row_embedding is not None
-    table = (launch.programs, options.window, cotangent.shape[-1]) if tables else (1,)
+    table = (launch.programs, options.window, launch.group, cotangent.shape[-1]) if tables else (1,)
     query, deltas, table = call(
         launch,
         (*_operands(inputs), log_sums, cotangent),
@@ -124,13 +124,13 @@ gpu_triton_packed = differentiable(_forward, _backward_packed)
 def _table_gradients(
     launch: Launch, inputs: Inputs | PackedInputs, partial_sums: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """From those of the programs, [programs, K, D], the last of which differ in their heads."""
-    groups = inputs[0].shape[-2] // launch.group
-    window, dim = partial_sums.shape[1:]
-    sums = partial_sums.reshape(-1, groups, window, dim)
+    """From those of the programs, [programs, K, heads of one, D]."""
+    heads = inputs[0].shape[-2]
+    window, group, dim = partial_sums.shape[1:]
+    sums = partial_sums.reshape(-1, heads // group, window, group, dim)
     if inputs.row_embedding.ndim == 3:
-        table = sums.sum(axis=0).transpose(1, 0, 2)
+        table = sums.sum(axis=0).transpose(1, 0, 2, 3).reshape(window, heads, dim)
     else:
-        table = sums.sum(axis=(0, 1))
+        table = sums.sum(axis=(0, 1, 3))
     table = table.astype(inputs.row_embedding.dtype)
     return table[..., : dim // 2], table[..., dim // 2 :]

@@ -9,7 +9,6 @@ import triton.language as tl
 TILE_H = tl.constexpr(2)
 TILE_W = tl.constexpr(8)
 TILE = tl.constexpr(16)
-SLOTS = tl.constexpr(16)  # a table's offsets, padded: the least that tl.dot sums over
 # The logit of a slot that does not count, and what the largest logit begins as: with the first far
 # below the second, exponentials of such slots are 0 even where a query has no other.
 OUTSIDE = tl.constexpr(-(2.0**100))
@@ -23,17 +22,22 @@ def dot(a, b, total=None):
 
 
 @triton.jit
-def strip_of_program(HEIGHT: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr):
-    """Image (64 bits: offsets of images may need them), first row and first head of a program.
+def place_of_program(
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr,
+    TILES: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Image (64 bits: offsets of images may need them), first row, column and head of a program.
 
     Heads come first, so that programs that run at a time share what they read.
     """
     program = tl.program_id(0)
     groups = HEADS // GROUP
-    strips = (HEIGHT + TILE_H - 1) // TILE_H
-    image = program // (groups * strips)
-    strip = (program // groups) % strips
-    return image.to(tl.int64), strip * TILE_H, (program % groups) * GROUP
+    across = (WIDTH + TILE_W - 1) // TILE_W
+    down = (HEIGHT + TILE_H * TILES - 1) // (TILE_H * TILES)
+    head = program % groups * GROUP
+    column = program // groups % across * TILE_W
+    row = program // (groups * across) % down * (TILE_H * TILES)
+    return (program // (groups * across * down)).to(tl.int64), row, column, head
 
 
 @triton.jit
@@ -49,81 +53,135 @@ def inside_image(rows, columns, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def load_pixels(
-    head_start, row, column, DOWN: tl.constexpr, ACROSS: tl.constexpr,
+def pointers_to(
+    start, row, column, DOWN: tl.constexpr, ACROSS: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PITCH: tl.constexpr,
-    DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """[DOWN * ACROSS, DIM_BLOCK] of one head, a rectangle of pixels that begins at (row, column).
+    """To a rectangle of pixels that begins at (row, column), and which are there.
 
-    Zero outside the image and beyond DIM. PITCH: numbers from a pixel to the next. Distances within
-    the rectangle are constants, which cost no instructions of their own.
+    [DOWN * ACROSS, BLOCK] both, of which CHANNELS count. PITCH: numbers from a pixel to the next.
+    Distances within the rectangle are constants, which cost no instructions of their own.
     """
     down, across = pixels_of(DOWN, ACROSS)
-    dim = tl.arange(0, DIM_BLOCK)[None, :]
+    channel = tl.arange(0, BLOCK)[None, :]
     inside = inside_image(row + down, column + across, HEIGHT, WIDTH)
-    return tl.load(
-        head_start
-        + (row * WIDTH + column) * PITCH
-        + (((down * WIDTH + across) * PITCH)[:, None] + dim),
-        mask=inside[:, None] & (dim < DIM),
-        other=0.0,
-    )
+    place = (row * WIDTH + column) * PITCH
+    place += ((down * WIDTH + across) * PITCH)[:, None] + channel
+    return start + place, inside[:, None] & (channel < CHANNELS)
 
 
 @triton.jit
-def store_pixels(
-    head_start, row, column, DOWN: tl.constexpr, ACROSS: tl.constexpr, content,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PITCH: tl.constexpr,
-    DIM: tl.constexpr, DIM_BLOCK: tl.constexpr,
+def load_tile(
+    start, row, column, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PITCH: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The reverse of `load_pixels`."""
-    down, across = pixels_of(DOWN, ACROSS)
-    dim = tl.arange(0, DIM_BLOCK)[None, :]
-    inside = inside_image(row + down, column + across, HEIGHT, WIDTH)
-    tl.store(
-        head_start
-        + (row * WIDTH + column) * PITCH
-        + (((down * WIDTH + across) * PITCH)[:, None] + dim),
-        content.to(head_start.dtype.element_ty),
-        mask=inside[:, None] & (dim < DIM),
+    """A tile's pixels, [TILE, BLOCK]; zero outside the image and beyond CHANNELS."""
+    pointers, inside = pointers_to(
+        start, row, column, TILE_H, TILE_W, HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK
     )
+    return tl.load(pointers, mask=inside, other=0.0)
 
 
 @triton.jit
-def load_tables(
-    rows_start, columns_start, head,
-    HEADS: tl.constexpr, DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, WINDOW: tl.constexpr,
-    TABLES: tl.constexpr, PER_HEAD: tl.constexpr,
+def store_tile(
+    start, row, column, content, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PITCH: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Both tables, [SLOTS, DIM_BLOCK], each zero on the half of the dimensions it does not own."""
-    offset = tl.arange(0, SLOTS)[:, None]
-    dim = tl.arange(0, DIM_BLOCK)[None, :]
+    """The reverse of `load_tile`."""
+    pointers, inside = pointers_to(
+        start, row, column, TILE_H, TILE_W, HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK
+    )
+    tl.store(pointers, content.to(start.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def load_row(
+    start, row, column, COLS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+    PITCH: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A row of a halo, [COLS, BLOCK], that begins at (row, column); zero as in a tile."""
+    pointers, inside = pointers_to(
+        start, row, column, 1, COLS, HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK
+    )
+    return tl.load(pointers, mask=inside, other=0.0)
+
+
+@triton.jit
+def load_rows(
+    start, row, column, COUNT: tl.constexpr, COLS: tl.constexpr, HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr, PITCH: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """COUNT rows of a halo, one below the other."""
+    rows = ()
+    for place in tl.static_range(COUNT):
+        one = load_row(
+            start, row + place, column, COLS, HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK
+        )
+        rows = rows + (one,)
+    return rows
+
+
+@triton.jit
+def of_member(pixels, member, GROUP: tl.constexpr, DIM: tl.constexpr):
+    """Pixels, [..., BLOCK], with all heads but one as zeros: the others drop out of products."""
+    if GROUP > 1:
+        channel = tl.arange(0, pixels.shape[1])[None, :]
+        pixels = tl.where(channel // DIM == member, pixels, 0.0).to(pixels.dtype)
+    return pixels
+
+
+@triton.jit
+def with_member(pixels, others, member, GROUP: tl.constexpr, DIM: tl.constexpr):
+    """`others`, [..., BLOCK], with one head from `pixels`."""
+    if GROUP > 1:
+        channel = tl.arange(0, pixels.shape[1])[None, :]
+        pixels = tl.where(channel // DIM == member, pixels, others)
+    return pixels
+
+
+@triton.jit
+def load_table(
+    rows_start, columns_start, first_head,
+    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+    SLOTS: tl.constexpr, TABLES: tl.constexpr, PER_HEAD: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Both tables, [2 * SLOTS, BLOCK]: the rows' offsets, then the columns'.
+
+    For each head of the group, and zero on the half of its dimensions that an axis does not own.
+    """
+    slot = tl.arange(0, 2 * SLOTS)[:, None]
+    channel = tl.arange(0, BLOCK)[None, :]
     half: tl.constexpr = DIM // 2
+    offset, dim = slot % SLOTS, channel % DIM
     place = offset * half + dim
     if PER_HEAD:
-        place = (offset * HEADS + head) * half + dim
-    counts = TABLES & (offset < WINDOW) & (dim < DIM)
-    rows = tl.load(rows_start + place, mask=counts & (dim < half), other=0.0)
-    columns = tl.load(columns_start + place - half, mask=counts & (dim >= half), other=0.0)
-    return rows, columns
+        place = (offset * HEADS + first_head + channel // DIM) * half + dim
+    counts = TABLES & (offset < WINDOW) & (channel < GROUP * DIM)
+    by_row, first_half = slot < SLOTS, dim < half
+    rows = tl.load(rows_start + place, mask=counts & by_row & first_half, other=0.0)
+    columns = tl.load(
+        columns_start + place - half, mask=counts & (by_row == 0) & (first_half == 0), other=0.0
+    )
+    return rows + columns
 
 
 @triton.jit
 def spread_logits(
     relative, place, slots, first,
-    LIMIT: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr,
+    LIMIT: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, FROM: tl.constexpr,
 ):  # fmt: skip
     """Logits of a tile's queries along one axis, [TILE, slots], from those by offset.
 
     Args:
-      relative: [TILE, SLOTS], by offset in the window.
+      relative: [TILE, 2 * SLOTS], products of queries and `load_table`, of which the axis begins
+        at FROM.
       place: [TILE], the queries' places in the tile along the axis.
       slots: places in the halo; the halo begins at pixel `first` of `LIMIT`.
     """
     offset = slots[None, :] - place[:, None]
     counts = (offset >= 0) & (offset < WINDOW)
-    logits = tl.gather(relative, tl.where(counts, offset, 0), 1)
+    logits = tl.gather(relative, tl.where(counts, offset + FROM, 0), 1)
     if MASK:
         pixel = first + slots
         counts = counts & ((pixel >= 0) & (pixel < LIMIT))[None, :]
@@ -131,76 +189,106 @@ def spread_logits(
 
 
 @triton.jit
-def relative_logits(queries, row_table, column_table):
-    """Products of queries and tables, by offset along rows and along columns: [queries, SLOTS]."""
-    rows = dot(queries, tl.trans(row_table))
-    columns = dot(queries, tl.trans(column_table))
-    return rows, columns
+def slices_of(block, COUNT: tl.constexpr):
+    """The first COUNT slices of [rows, a power of two, columns] along its middle axis."""
+    rows: tl.constexpr = block.shape[0]
+    width: tl.constexpr = block.shape[1]
+    columns: tl.constexpr = block.shape[2]
+    parts = (block,)
+    for level in tl.static_range(5):
+        if width >> level > 1:
+            halves = ()
+            for place in tl.static_range(1 << level):
+                pair = tl.reshape(parts[place], (rows, 2, width >> (level + 1), columns))
+                left, right = tl.split(tl.permute(pair, (0, 2, 3, 1)))
+                halves = halves + (left, right)
+            parts = halves
+    found = ()
+    for place in tl.static_range(COUNT):
+        found = found + (tl.reshape(parts[place], (rows, columns)),)
+    return found
 
 
 @triton.jit
-def meet(
-    chunk, query, key_start, value_start, row_relative, column_logits, row, column,
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PITCH: tl.constexpr, DIM: tl.constexpr,
-    DIM_BLOCK: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr,
-    CONTENT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    """Keys, values and logits without the scale, [TILE, ROWS * COLS], of a tile and a chunk.
-
-    The tile begins at pixel (row, column).
-    """
-    tile_row, _ = pixels_of(TILE_H, TILE_W)
-    row_logits = spread_logits(
-        row_relative, tile_row, chunk * ROWS + tl.arange(0, ROWS), row - WINDOW // 2,
-        HEIGHT, WINDOW, MASK,
-    )  # fmt: skip
-    first_row, first_column = row - WINDOW // 2 + chunk * ROWS, column - WINDOW // 2
-    values = load_pixels(
-        value_start, first_row, first_column, ROWS, COLS, HEIGHT, WIDTH, PITCH, DIM, DIM_BLOCK
-    )
-    keys = values
-    logits = row_logits[:, :, None] + column_logits[:, None, :]
-    logits = tl.reshape(logits, (TILE, ROWS * COLS))
-    if CONTENT:
-        keys = load_pixels(
-            key_start, first_row, first_column, ROWS, COLS, HEIGHT, WIDTH, PITCH, DIM, DIM_BLOCK
-        )
-        logits = dot(query, tl.trans(keys), logits)
-    return keys, values, logits
-
-
-@triton.jit
-def pull_logits(by_offset, place, slots, WINDOW: tl.constexpr):
-    """Logits of a chunk's queries for the columns of a tile of keys: [place, queries].
+def logits_of(query, keys, relative, COUNT: tl.constexpr, CONTENT: tl.constexpr):
+    """Without the scale, [TILE, COLS] for each row of a halo.
 
     Args:
-      by_offset: [more than WINDOW, queries], by offset in the window.
-      place: of the keys in the tile along the axis.
-      slots: [queries], the queries' places in the halo along the axis.
+      query: [TILE, BLOCK].
+      keys, row_logits: for each row, [COLS, BLOCK] and [TILE].
+      column_logits: [TILE, COLS].
     """
-    counts = tl.arange(0, by_offset.shape[0]) < WINDOW
-    by_offset = tl.where(counts[:, None], by_offset, OUTSIDE)
-    offset = place[:, None] - slots[None, :] + (WINDOW - 1)
-    return tl.gather(by_offset, tl.where((offset >= 0) & (offset < WINDOW), offset, WINDOW), 0)
+    found = ()
+    for place in tl.static_range(COUNT):
+        logits = relative[place]
+        if CONTENT:
+            logits = dot(query, tl.trans(keys[place]), logits)
+        found = found + (logits,)
+    return found
 
 
 @triton.jit
-def load_row_keys(
-    rows_start, head, first,
-    HEADS: tl.constexpr, DIM: tl.constexpr, DIM_BLOCK: tl.constexpr, WINDOW: tl.constexpr,
-    TABLES: tl.constexpr, PER_HEAD: tl.constexpr, ROWS: tl.constexpr,
+def load_column_table(
+    columns_start, first_head,
+    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+    SLOTS: tl.constexpr, TABLES: tl.constexpr, PER_HEAD: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """[ROWS, TILE, DIM_BLOCK]: the row embedding between a halo row's queries and a tile's keys.
+    """The columns' table head by head, [GROUP * SLOTS, BLOCK], at least 16 rows.
 
-    first: the first of the halo's rows. Zero outside the window.
+    A head's rows are zero but for its own channels, of which columns own the second half.
+    """
+    COUNT: tl.constexpr = GROUP * SLOTS if GROUP * SLOTS > 16 else 16
+    slot = tl.arange(0, COUNT)[:, None]
+    channel = tl.arange(0, BLOCK)[None, :]
+    half: tl.constexpr = DIM // 2
+    member, offset, dim = slot // SLOTS, slot % SLOTS, channel % DIM
+    place = offset * half + dim - half
+    if PER_HEAD:
+        place = (offset * HEADS + first_head + member) * half + dim - half
+    counts = TABLES & (offset < WINDOW) & (member < GROUP) & (channel // DIM == member)
+    return tl.load(columns_start + place, mask=counts & (dim >= half), other=0.0)
+
+
+@triton.jit
+def load_row_key(
+    rows_start, first_head, row,
+    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+    TABLES: tl.constexpr, PER_HEAD: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """The row embedding between queries in a row of a tile's halo and the tile, [TILE, BLOCK].
+
+    Zero outside the window and on the columns' half of each head.
     """
     half: tl.constexpr = DIM // 2
     tile_row, _ = pixels_of(TILE_H, TILE_W)
-    slots = first + tl.arange(0, ROWS)
-    offset = tile_row[None, :, None] - slots[:, None, None] + (WINDOW - 1)
-    dim = tl.arange(0, DIM_BLOCK)[None, None, :]
+    offset = tile_row[:, None] - row + (WINDOW - 1)
+    channel = tl.arange(0, BLOCK)[None, :]
+    dim = channel % DIM
     place = offset * half + dim
     if PER_HEAD:
-        place = (offset * HEADS + head) * half + dim
-    counts = TABLES & (offset >= 0) & (offset < WINDOW) & (dim < half)
+        place = (offset * HEADS + first_head + channel // DIM) * half + dim
+    counts = TABLES & (offset >= 0) & (offset < WINDOW) & (dim < half) & (channel < GROUP * DIM)
     return tl.load(rows_start + place, mask=counts, other=0.0)
+
+
+@triton.jit
+def pull_logits(
+    by_slot, log_sums, WINDOW: tl.constexpr, SLOTS: tl.constexpr, GROUP: tl.constexpr,
+    COLS: tl.constexpr, SCALE2: tl.constexpr,
+):  # fmt: skip
+    """Logits of a halo row's queries for a tile's columns of keys: [TILE_W, COLS] for each head.
+
+    With the scale, and less the queries' log-sums.
+
+    Args:
+      by_slot: products of `load_column_table` and the queries: [GROUP * SLOTS, COLS].
+      log_sums: [GROUP, COLS].
+    """
+    target = tl.arange(0, GROUP * TILE_W)
+    offset = (target % TILE_W)[:, None] - tl.arange(0, COLS)[None, :] + (WINDOW - 1)
+    counts = (offset >= 0) & (offset < WINDOW)
+    slot = (target // TILE_W * SLOTS)[:, None] + offset
+    logits = tl.gather(by_slot, tl.where(counts, slot, 0), 0)
+    logits = tl.where(counts, logits * SCALE2, OUTSIDE)
+    logits = tl.reshape(logits, (GROUP, TILE_W, COLS)) - log_sums[:, None, :]
+    return slices_of(tl.permute(logits, (1, 0, 2)), GROUP)
