@@ -74,7 +74,7 @@ def compiled(
     found = triton.compile(
         ASTSource(function, signature, launch.constants, aligned),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": launch.warps},
+        options={"num_warps": launch.warps, "num_stages": launch.stages},
     )
     ptx = found.asm["ptx"]
     registers, spilled = _assembled(Path(triton.__file__).parent, ptx, capability)

@@ -4,14 +4,16 @@
 
 Compiles the three kernels for compute capability 9.0 at ResNet-50's shapes, bfloat16, batch 256, as
 the layer calls them, and counts the machine instructions that each program executes: those in a
-loop as often as it runs. Microseconds an image, three bounds of which the largest counts:
+loop as often as it runs. Microseconds an image, four bounds of which the largest counts:
 
 * issue: one instruction a scheduler and clock;
 * exponentials: 16 a multiprocessor and clock;
-* matrix units: mma.sync at half of their dense rate.
+* matrix units: mma.sync at half of their dense rate;
+* L1: one line of the cache, or 128 bytes of shared memory or between lanes, a clock.
 
-Stalls, memory and launches are in none of them: measured on an H100, the sum takes 2.5 times what
-the first bound says.
+Stalls, memory and launches are in none of them. The fourth is what the kernels spend their time on:
+for heads of 8 to 32 an H100 took 0.87 to 1.0 times what it says, for heads of 64, which stall, 1.7
+times (docs/performance.md).
 """
 
 import re
@@ -32,12 +34,13 @@ BATCH = 256
 MULTIPROCESSORS, CLOCK = 132, 1.755e9
 # Clocks of a multiprocessor that an instruction of one warp takes.
 ISSUE, EXPONENTIAL, PRODUCT = 1 / 4, 32 / 16, 4096 / 2048
+WARP, BYTES = 32, 2  # lanes; of a bfloat16
 LEAST_LOOP = 4  # instructions: the branch to itself at the end of a program is no loop
 
 
 def main() -> None:
-    sums = {kernel: [0.0, 0.0, 0.0] for kernel in KERNELS}
-    names = f"{'issue':>8}{'exp':>8}{'matrix':>8}{'registers':>11}{'spilled':>9}"
+    sums = {kernel: [0.0] * 4 for kernel in KERNELS}
+    names = f"{'issue':>8}{'exp':>8}{'matrix':>8}{'L1':>8}{'registers':>11}{'spilled':>9}"
     print(f"{'us an image':32}{names}")
     for workload in RESNET50:
         for kernel in KERNELS:
@@ -56,22 +59,44 @@ def main() -> None:
     print(f"{'ResNet-50':14}{'sum':18}" + "".join(f"{bound:8.2f}" for bound in total))
 
 
-def bounds_of(found: Compiled, width: int) -> tuple[float, float, float]:
+def bounds_of(found: Compiled, width: int) -> tuple[float, float, float, float]:
     """Microseconds an image by each of the bounds."""
     constants = found.launch.constants
-    steps = -(-width // TILE_W) * constants["GROUP"]
-    counted = executed(instructions(found.cubin), steps, constants["CHUNKS"])
+    counted = executed(instructions(found.cubin), -(-width // TILE_W), constants["CHUNKS"])
+    lines = WARP * 16 // (constants["GROUP"] * constants["DIM"] * BYTES)
+    kinds: Counter[str] = Counter()
+    for operation, times in counted.items():
+        kinds[operation.split(".")[0]] += times
     clocks = (
         sum(counted.values()) * ISSUE,
-        counted["MUFU"] * EXPONENTIAL,
-        counted["HMMA"] * PRODUCT,
+        kinds["MUFU"] * EXPONENTIAL,
+        kinds["HMMA"] * PRODUCT,
+        sum(wavefronts(operation, lines) * times for operation, times in counted.items()),
     )
     warps = found.launch.programs * found.launch.warps
     return tuple(x * warps / (MULTIPROCESSORS * CLOCK) / BATCH * 1e6 for x in clocks)
 
 
+def wavefronts(operation: str, lines: int) -> int:
+    """Clocks for which one warp's instruction keeps L1.
+
+    lines: of the cache that 16 bytes a lane of neighbouring pixels are in. Of what is read in
+      smaller pieces, log-sums and deltas, neighbours share them.
+    """
+    kind, *modifiers = operation.split(".")
+    bits = 128 if "128" in modifiers else 64 if "64" in modifiers else 32
+    if kind in ("LDG", "STG", "LDGSTS"):
+        read = lines if bits == 128 else bits // 32
+        return read + (bits // 32 if kind == "LDGSTS" else 0)
+    if kind in ("LDS", "STS", "LDL", "STL"):
+        return bits // 32
+    if kind in ("LDSM", "STSM"):
+        return int(modifiers[-1]) if modifiers[-1].isdigit() else 1
+    return int(kind == "SHFL")
+
+
 def executed(code: list[tuple[str | None, str]], steps: int, chunks: int) -> Counter[str]:
-    """How often a warp executes each operation.
+    """How often a warp executes each operation, modifiers included.
 
     Args:
       code: of `instructions`.
@@ -92,7 +117,7 @@ def executed(code: list[tuple[str | None, str]], steps: int, chunks: int) -> Cou
     counted: Counter[str] = Counter()
     for place, line in enumerate(lines):
         depth = sum(place in loop for loop in loops)
-        operation = re.sub(r"^@!?U?P\w+\s+", "", line).split()[0].split(".")[0]
+        operation = re.sub(r"^@!?U?P\w+\s+", "", line).split()[0]
         if operation != "NOP":
             times = 1
             for factor in rounds[:depth]:

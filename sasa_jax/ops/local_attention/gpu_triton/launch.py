@@ -102,6 +102,7 @@ def _compiled(launch: Launch, operands: Sequence[Any], **options: Any) -> Sequen
         grid=launch.programs,
         name=f"local_attention_{launch.kernel}",
         num_warps=launch.warps,
+        num_stages=launch.stages,
         **launch.constants,
         **options,
     )

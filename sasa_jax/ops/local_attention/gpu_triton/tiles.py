@@ -9,6 +9,7 @@ import triton.language as tl
 TILE_H = tl.constexpr(2)
 TILE_W = tl.constexpr(8)
 TILE = tl.constexpr(16)
+MOST_ROWS = tl.constexpr(8)  # of a chunk
 # The logit of a slot that does not count, and what the largest logit begins as: with the first far
 # below the second, exponentials of such slots are 0 even where a query has no other.
 OUTSIDE = tl.constexpr(-(2.0**100))
@@ -22,22 +23,17 @@ def dot(a, b, total=None):
 
 
 @triton.jit
-def place_of_program(
-    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, HEADS: tl.constexpr,
-    TILES: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    """Image (64 bits: offsets of images may need them), first row, column and head of a program.
+def strip_of_program(HEIGHT: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr):
+    """Image (64 bits: offsets of images may need them), first row and first head of a program.
 
     Heads come first, so that programs that run at a time share what they read.
     """
     program = tl.program_id(0)
     groups = HEADS // GROUP
-    across = (WIDTH + TILE_W - 1) // TILE_W
-    down = (HEIGHT + TILE_H * TILES - 1) // (TILE_H * TILES)
-    head = program % groups * GROUP
-    column = program // groups % across * TILE_W
-    row = program // (groups * across) % down * (TILE_H * TILES)
-    return (program // (groups * across * down)).to(tl.int64), row, column, head
+    strips = (HEIGHT + TILE_H - 1) // TILE_H
+    image = program // (groups * strips)
+    strip = (program // groups) % strips
+    return image.to(tl.int64), strip * TILE_H, (program % groups) * GROUP
 
 
 @triton.jit
@@ -53,78 +49,50 @@ def inside_image(rows, columns, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def pointers_to(
+def load_pixels(
     start, row, column, DOWN: tl.constexpr, ACROSS: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PITCH: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """To a rectangle of pixels that begins at (row, column), and which are there.
+    """[DOWN * ACROSS, BLOCK]: a rectangle of pixels that begins at (row, column).
 
-    [DOWN * ACROSS, BLOCK] both, of which CHANNELS count. PITCH: numbers from a pixel to the next.
-    Distances within the rectangle are constants, which cost no instructions of their own.
+    Zero outside the image and beyond CHANNELS. PITCH: numbers from a pixel to the next. Distances
+    within the rectangle are constants, which cost no instructions of their own.
     """
     down, across = pixels_of(DOWN, ACROSS)
     channel = tl.arange(0, BLOCK)[None, :]
     inside = inside_image(row + down, column + across, HEIGHT, WIDTH)
-    place = (row * WIDTH + column) * PITCH
-    place += ((down * WIDTH + across) * PITCH)[:, None] + channel
-    return start + place, inside[:, None] & (channel < CHANNELS)
+    return tl.load(
+        start
+        + (row * WIDTH + column) * PITCH
+        + (((down * WIDTH + across) * PITCH)[:, None] + channel),
+        mask=inside[:, None] & (channel < CHANNELS),
+        other=0.0,
+    )
 
 
 @triton.jit
-def load_tile(
-    start, row, column, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PITCH: tl.constexpr,
+def store_pixels(
+    start, row, column, DOWN: tl.constexpr, ACROSS: tl.constexpr, content,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PITCH: tl.constexpr,
     CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A tile's pixels, [TILE, BLOCK]; zero outside the image and beyond CHANNELS."""
-    pointers, inside = pointers_to(
-        start, row, column, TILE_H, TILE_W, HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK
+    """The reverse of `load_pixels`."""
+    down, across = pixels_of(DOWN, ACROSS)
+    channel = tl.arange(0, BLOCK)[None, :]
+    inside = inside_image(row + down, column + across, HEIGHT, WIDTH)
+    tl.store(
+        start
+        + (row * WIDTH + column) * PITCH
+        + (((down * WIDTH + across) * PITCH)[:, None] + channel),
+        content.to(start.dtype.element_ty),
+        mask=inside[:, None] & (channel < CHANNELS),
     )
-    return tl.load(pointers, mask=inside, other=0.0)
 
 
 @triton.jit
-def store_tile(
-    start, row, column, content, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PITCH: tl.constexpr,
-    CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The reverse of `load_tile`."""
-    pointers, inside = pointers_to(
-        start, row, column, TILE_H, TILE_W, HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK
-    )
-    tl.store(pointers, content.to(start.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def load_row(
-    start, row, column, COLS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    PITCH: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """A row of a halo, [COLS, BLOCK], that begins at (row, column); zero as in a tile."""
-    pointers, inside = pointers_to(
-        start, row, column, 1, COLS, HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK
-    )
-    return tl.load(pointers, mask=inside, other=0.0)
-
-
-@triton.jit
-def load_rows(
-    start, row, column, COUNT: tl.constexpr, COLS: tl.constexpr, HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr, PITCH: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """COUNT rows of a halo, one below the other."""
-    rows = ()
-    for place in tl.static_range(COUNT):
-        one = load_row(
-            start, row + place, column, COLS, HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK
-        )
-        rows = rows + (one,)
-    return rows
-
-
-@triton.jit
-def of_member(pixels, member, GROUP: tl.constexpr, DIM: tl.constexpr):
-    """Pixels, [..., BLOCK], with all heads but one as zeros: the others drop out of products."""
+def of_member(pixels, member: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr):
+    """Pixels, [pixels, BLOCK], with zeros for all heads but one: they drop out of products."""
     if GROUP > 1:
         channel = tl.arange(0, pixels.shape[1])[None, :]
         pixels = tl.where(channel // DIM == member, pixels, 0.0).to(pixels.dtype)
@@ -132,8 +100,8 @@ def of_member(pixels, member, GROUP: tl.constexpr, DIM: tl.constexpr):
 
 
 @triton.jit
-def with_member(pixels, others, member, GROUP: tl.constexpr, DIM: tl.constexpr):
-    """`others`, [..., BLOCK], with one head from `pixels`."""
+def with_member(pixels, others, member: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr):
+    """`others`, [pixels, BLOCK], but for one head, which is that of `pixels`."""
     if GROUP > 1:
         channel = tl.arange(0, pixels.shape[1])[None, :]
         pixels = tl.where(channel // DIM == member, pixels, others)
@@ -160,71 +128,11 @@ def load_table(
     counts = TABLES & (offset < WINDOW) & (channel < GROUP * DIM)
     by_row, first_half = slot < SLOTS, dim < half
     rows = tl.load(rows_start + place, mask=counts & by_row & first_half, other=0.0)
+    by_column, second_half = slot >= SLOTS, dim >= half
     columns = tl.load(
-        columns_start + place - half, mask=counts & (by_row == 0) & (first_half == 0), other=0.0
+        columns_start + place - half, mask=counts & by_column & second_half, other=0.0
     )
     return rows + columns
-
-
-@triton.jit
-def spread_logits(
-    relative, place, slots, first,
-    LIMIT: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, FROM: tl.constexpr,
-):  # fmt: skip
-    """Logits of a tile's queries along one axis, [TILE, slots], from those by offset.
-
-    Args:
-      relative: [TILE, 2 * SLOTS], products of queries and `load_table`, of which the axis begins
-        at FROM.
-      place: [TILE], the queries' places in the tile along the axis.
-      slots: places in the halo; the halo begins at pixel `first` of `LIMIT`.
-    """
-    offset = slots[None, :] - place[:, None]
-    counts = (offset >= 0) & (offset < WINDOW)
-    logits = tl.gather(relative, tl.where(counts, offset + FROM, 0), 1)
-    if MASK:
-        pixel = first + slots
-        counts = counts & ((pixel >= 0) & (pixel < LIMIT))[None, :]
-    return tl.where(counts, logits, OUTSIDE)
-
-
-@triton.jit
-def slices_of(block, COUNT: tl.constexpr):
-    """The first COUNT slices of [rows, a power of two, columns] along its middle axis."""
-    rows: tl.constexpr = block.shape[0]
-    width: tl.constexpr = block.shape[1]
-    columns: tl.constexpr = block.shape[2]
-    parts = (block,)
-    for level in tl.static_range(5):
-        if width >> level > 1:
-            halves = ()
-            for place in tl.static_range(1 << level):
-                pair = tl.reshape(parts[place], (rows, 2, width >> (level + 1), columns))
-                left, right = tl.split(tl.permute(pair, (0, 2, 3, 1)))
-                halves = halves + (left, right)
-            parts = halves
-    found = ()
-    for place in tl.static_range(COUNT):
-        found = found + (tl.reshape(parts[place], (rows, columns)),)
-    return found
-
-
-@triton.jit
-def logits_of(query, keys, relative, COUNT: tl.constexpr, CONTENT: tl.constexpr):
-    """Without the scale, [TILE, COLS] for each row of a halo.
-
-    Args:
-      query: [TILE, BLOCK].
-      keys, row_logits: for each row, [COLS, BLOCK] and [TILE].
-      column_logits: [TILE, COLS].
-    """
-    found = ()
-    for place in tl.static_range(COUNT):
-        logits = relative[place]
-        if CONTENT:
-            logits = dot(query, tl.trans(keys[place]), logits)
-        found = found + (logits,)
-    return found
 
 
 @triton.jit
@@ -233,7 +141,7 @@ def load_column_table(
     HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
     SLOTS: tl.constexpr, TABLES: tl.constexpr, PER_HEAD: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """The columns' table head by head, [GROUP * SLOTS, BLOCK], at least 16 rows.
+    """The columns' table head by head, [GROUP * SLOTS, BLOCK], and at least 16 rows.
 
     A head's rows are zero but for its own channels, of which columns own the second half.
     """
@@ -250,45 +158,143 @@ def load_column_table(
 
 
 @triton.jit
-def load_row_key(
-    rows_start, first_head, row,
-    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
-    TABLES: tl.constexpr, PER_HEAD: tl.constexpr, GROUP: tl.constexpr,
+def spread_logits(
+    relative, place, slots, first,
+    LIMIT: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, FROM: tl.constexpr,
 ):  # fmt: skip
-    """The row embedding between queries in a row of a tile's halo and the tile, [TILE, BLOCK].
+    """Logits of a tile's queries along one axis, [TILE, slots], from those by offset.
 
-    Zero outside the window and on the columns' half of each head.
+    Args:
+      relative: [TILE, 2 * SLOTS], products of queries and `load_table`, of which the axis' begin
+        at FROM.
+      place: [TILE], the queries' places in the tile along the axis.
+      slots: places in the halo; the halo begins at pixel `first` of `LIMIT`.
     """
-    half: tl.constexpr = DIM // 2
+    offset = slots[None, :] - place[:, None]
+    counts = (offset >= 0) & (offset < WINDOW)
+    logits = tl.gather(relative, tl.where(counts, offset + FROM, 0), 1)
+    if MASK:
+        pixel = first + slots
+        counts = counts & ((pixel >= 0) & (pixel < LIMIT))[None, :]
+    return tl.where(counts, logits, OUTSIDE)
+
+
+@triton.jit
+def load_halo(
+    chunk, key_start, value_start, row, column,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PITCH: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+    CONTENT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Keys and values of a chunk of a tile's halo: [ROWS * COLS, BLOCK]; without content, values.
+
+    The tile begins at pixel (row, column).
+    """
+    first_row, first_column = row - WINDOW // 2 + chunk * ROWS, column - WINDOW // 2
+    values = load_pixels(
+        value_start, first_row, first_column, ROWS, COLS, HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK
+    )
+    keys = values
+    if CONTENT:
+        keys = load_pixels(
+            key_start, first_row, first_column, ROWS, COLS, HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK
+        )
+    return keys, values
+
+
+@triton.jit
+def meet(
+    chunk, query, keys, relative, column_logits, row,
+    HEIGHT: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, CONTENT: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Logits without the scale, [TILE, ROWS * COLS], of a tile and a chunk of its halo.
+
+    relative and column_logits: what `spread_logits` takes, and what it made of the columns'.
+    """
     tile_row, _ = pixels_of(TILE_H, TILE_W)
-    offset = tile_row[:, None] - row + (WINDOW - 1)
-    channel = tl.arange(0, BLOCK)[None, :]
-    dim = channel % DIM
-    place = offset * half + dim
-    if PER_HEAD:
-        place = (offset * HEADS + first_head + channel // DIM) * half + dim
-    counts = TABLES & (offset >= 0) & (offset < WINDOW) & (dim < half) & (channel < GROUP * DIM)
-    return tl.load(rows_start + place, mask=counts, other=0.0)
+    row_logits = spread_logits(
+        relative, tile_row, chunk * ROWS + tl.arange(0, ROWS), row - WINDOW // 2,
+        HEIGHT, WINDOW, MASK, 0,
+    )  # fmt: skip
+    logits = row_logits[:, :, None] + column_logits[:, None, :]
+    logits = tl.reshape(logits, (TILE, ROWS * COLS))
+    if CONTENT:
+        logits = dot(query, tl.trans(keys), logits)
+    return logits
 
 
 @triton.jit
 def pull_logits(
-    by_slot, log_sums, WINDOW: tl.constexpr, SLOTS: tl.constexpr, GROUP: tl.constexpr,
-    COLS: tl.constexpr, SCALE2: tl.constexpr,
+    by_slot, slots, WINDOW: tl.constexpr, SLOTS: tl.constexpr, GROUP: tl.constexpr,
+    SCALE2: tl.constexpr,
 ):  # fmt: skip
-    """Logits of a halo row's queries for a tile's columns of keys: [TILE_W, COLS] for each head.
+    """Logits of a chunk's queries for the columns of a tile of keys, for each head of a group.
 
-    With the scale, and less the queries' log-sums.
+    [TILE_W, queries] each, with the scale.
 
     Args:
-      by_slot: products of `load_column_table` and the queries: [GROUP * SLOTS, COLS].
-      log_sums: [GROUP, COLS].
+      by_slot: products of `load_column_table` and the queries: [GROUP * SLOTS, queries].
+      slots: [queries], the queries' places in the halo along the row.
     """
+    if GROUP * SLOTS < by_slot.shape[0]:  # the other half is zero
+        by_slot = tl.sum(tl.reshape(by_slot, (2, GROUP * SLOTS, slots.shape[0])), 0)
     target = tl.arange(0, GROUP * TILE_W)
-    offset = (target % TILE_W)[:, None] - tl.arange(0, COLS)[None, :] + (WINDOW - 1)
+    offset = (target % TILE_W)[:, None] - slots[None, :] + (WINDOW - 1)
     counts = (offset >= 0) & (offset < WINDOW)
     slot = (target // TILE_W * SLOTS)[:, None] + offset
     logits = tl.gather(by_slot, tl.where(counts, slot, 0), 0)
     logits = tl.where(counts, logits * SCALE2, OUTSIDE)
-    logits = tl.reshape(logits, (GROUP, TILE_W, COLS)) - log_sums[:, None, :]
-    return slices_of(tl.permute(logits, (1, 0, 2)), GROUP)
+    if GROUP == 1:
+        found = (logits,)
+    else:
+        parts = tl.permute(tl.reshape(logits, (GROUP, TILE_W, slots.shape[0])), (1, 2, 0))
+        found = members_of(parts)
+    return found
+
+
+@triton.jit
+def members_of(matrices):
+    """The matrices that lie side by side along the last axis, of which there are a power of 2."""
+    count: tl.constexpr = matrices.shape[2]
+    parts = (matrices,)
+    for level in tl.static_range(4):
+        if count >> level > 1:
+            halves = ()
+            for place in tl.static_range(1 << level):
+                pair = tl.reshape(
+                    parts[place],
+                    (matrices.shape[0], matrices.shape[1], 2, count >> (level + 1)),
+                )
+                left, right = tl.split(tl.permute(pair, (0, 1, 3, 2)))
+                halves = halves + (left, right)
+            parts = halves
+    found = ()
+    for place in tl.static_range(count):
+        found = found + (tl.reshape(parts[place], (matrices.shape[0], matrices.shape[1])),)
+    return found
+
+
+@triton.jit
+def load_row_keys(
+    rows_start, first_head, first,
+    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+    TABLES: tl.constexpr, PER_HEAD: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """[ROWS, TILE, BLOCK]: the row embedding between a halo row's queries and a tile's keys.
+
+    first: the first of the halo's rows. Zero outside the window, and on the columns' half of a
+    head's dimensions.
+    """
+    half: tl.constexpr = DIM // 2
+    tile_row, _ = pixels_of(TILE_H, TILE_W)
+    slots = first + tl.arange(0, ROWS)
+    offset = tile_row[None, :, None] - slots[:, None, None] + (WINDOW - 1)
+    channel = tl.arange(0, BLOCK)[None, None, :]
+    dim = channel % DIM
+    place = offset * half + dim
+    if PER_HEAD:
+        place = (offset * HEADS + first_head + channel // DIM) * half + dim
+    counts = TABLES & (offset >= 0) & (offset < WINDOW) & (dim < half)
+    counts = counts & (channel < GROUP * DIM)
+    return tl.load(rows_start + place, mask=counts, other=0.0)
