@@ -53,9 +53,9 @@ def launch_of(
     chunks = -(-halo[0] // rows)
     # So many heads as fill the channels that a product sums over.
     group = math.gcd(heads, max(1, LEAST // dim))
-    # A group's gradients of keys fit the registers with two rows of the halo at a time.
+    # The keys' gradients, sums, need no more than two rows of the halo in registers at a time.
     parts = 1
-    if kernel == "backward_keys" and group > 1 and chunks == 1 and dtype.itemsize == 2:
+    if kernel == "backward_keys" and chunks == 1 and dtype.itemsize == 2:
         parts, rows = rows // 2, 2
     constants = {
         "HEIGHT": height,

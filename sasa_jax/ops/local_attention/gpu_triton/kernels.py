@@ -3,11 +3,11 @@
 A program owns a strip of pixels, `TILE_H` rows high and as wide as the image, and a group of heads
 that lie side by side: of narrow ones as many as fill the `BLOCK` channels that a product sums over
 at least. It goes through the strip tile by tile: `TILE` pixels against the `ROWS * COLS` pixels of
-a chunk of their halo, one chunk for windows up to 7 except for the gradients of wide heads' keys.
-What is read of a pixel is read once for the whole group, and the heads are told apart by zeros: a
-tile's pixels with zeros for all heads but one leave the others out of a product. Images are
-contiguous, [B, H, W, N, D] or, where query, key and value share an array, [B, H, W, 3, N, D];
-log_sums (base 2) and deltas are [B, N, H, W].
+a chunk of their halo, one chunk for windows up to 7 except for the gradients of keys, which take it
+in `PARTS`, or in chunks where heads are wide. What is read of a pixel is read once for the whole
+group, and the heads are told apart by zeros: a tile's pixels with zeros for all heads but one leave
+the others out of a product. Images are contiguous, [B, H, W, N, D] or, where query, key and value
+share an array, [B, H, W, 3, N, D]; log_sums (base 2) and deltas are [B, N, H, W].
 
 What is costly is not the products but what is done to every logit of a tile, and the reading of
 pixels of which few heads are wanted (measured: docs/performance.md). So the relative logits are
@@ -266,13 +266,21 @@ def local_attention_backward_keys(
     start = image * (HEIGHT * WIDTH * HEADS * DIM) + first_head * DIM
     query_start = image * (HEIGHT * WIDTH * PITCH) + first_head * DIM
     key_start, value_start = query_start + APART, query_start + 2 * APART
-    column_table = load_column_table(
-        column_table_ptr, first_head,
-        HEADS, DIM, BLOCK, WINDOW, SLOTS, TABLES, PER_HEAD, GROUP,
-    )  # fmt: skip
-    row_keys = load_row_keys(
-        row_table_ptr, first_head, 0, HEADS, DIM, BLOCK, WINDOW, TABLES, PER_HEAD, GROUP, ROWS
-    )
+    column_tables = ()
+    row_keys = ()
+    for member in tl.static_range(GROUP):
+        column_table = load_column_table(
+            column_table_ptr, first_head + member, member,
+            HEADS, DIM, BLOCK, WINDOW, TABLES, PER_HEAD,
+        )  # fmt: skip
+        column_tables = column_tables + (column_table,)
+        if CHUNKS == 1:
+            for part in tl.static_range(PARTS):
+                row_key = load_row_keys(
+                    row_table_ptr, first_head + member, member, part * ROWS,
+                    HEADS, DIM, BLOCK, WINDOW, TABLES, PER_HEAD, ROWS,
+                )  # fmt: skip
+                row_keys = row_keys + (row_key,)
     tile_row, _ = pixels_of(TILE_H, TILE_W)
     down, across = pixels_of(ROWS, COLS)
     for column in range(0, WIDTH, TILE_W):
@@ -305,31 +313,31 @@ def local_attention_backward_keys(
                 )  # fmt: skip
                 rows, columns = first_row + down, first_column + across
                 inside = inside_image(rows, columns, HEIGHT, WIDTH)
-                if CHUNKS * PARTS > 1:
-                    row_keys = load_row_keys(
-                        row_table_ptr, first_head, chunk * ROWS,
-                        HEADS, DIM, BLOCK, WINDOW, TABLES, PER_HEAD, GROUP, ROWS,
-                    )  # fmt: skip
                 # A row of the halo at a time, within which a key's row embedding is the same.
                 by_row = tl.permute(tl.reshape(queries, (ROWS, COLS, BLOCK)), (0, 2, 1))
-                by_column = pull_logits(
-                    dot(column_table, tl.trans(queries)), across, WINDOW, SLOTS, GROUP, SCALE2
-                )
                 new_key_outs = ()
                 new_value_outs = ()
                 for member in tl.static_range(GROUP):
                     places = (image * HEADS + first_head + member) * (HEIGHT * WIDTH)
                     places += rows * WIDTH + columns
                     log_sums = tl.load(log_sum_ptr + places, mask=inside, other=0.0)
-                    member_row_keys = tl.reshape(row_keys, (ROWS * TILE, BLOCK))
-                    member_row_keys = of_member(member_row_keys, member, GROUP, DIM)
-                    logits = dot(tl.reshape(member_row_keys, (ROWS, TILE, BLOCK)), by_row)
+                    if CHUNKS == 1:
+                        row_key = row_keys[member * PARTS + part]
+                    else:
+                        row_key = load_row_keys(
+                            row_table_ptr, first_head + member, member, chunk * ROWS,
+                            HEADS, DIM, BLOCK, WINDOW, TABLES, PER_HEAD, ROWS,
+                        )  # fmt: skip
+                    logits = dot(row_key, by_row)
                     if CONTENT:
                         key = of_member(keys, member, GROUP, DIM)
                         key = tl.broadcast_to(key[None, :, :], (ROWS, TILE, BLOCK))
                         logits = dot(key, by_row, logits)
                     logits = tl.reshape(tl.permute(logits, (1, 0, 2)), (TILE, ROWS * COLS))
-                    column_logits = (by_column[member] - log_sums[None, :])[None, :, :]
+                    column_logits = pull_logits(
+                        dot(column_tables[member], tl.trans(queries)), across, WINDOW, SCALE2
+                    )
+                    column_logits = (column_logits - log_sums[None, :])[None, :, :]
                     column_logits = tl.broadcast_to(column_logits, (TILE_H, TILE_W, ROWS * COLS))
                     logits = logits * SCALE2 + tl.reshape(column_logits, (TILE, ROWS * COLS))
                     offset = tile_row[:, None] - (chunk * ROWS + down)[None, :] + (WINDOW - 1)

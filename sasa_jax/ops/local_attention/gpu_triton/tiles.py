@@ -10,6 +10,7 @@ TILE_H = tl.constexpr(2)
 TILE_W = tl.constexpr(8)
 TILE = tl.constexpr(16)
 MOST_ROWS = tl.constexpr(8)  # of a chunk
+LEAST_ROWS = tl.constexpr(16)  # of a product's left side
 # The logit of a slot that does not count, and what the largest logit begins as: with the first far
 # below the second, exponentials of such slots are 0 even where a query has no other.
 OUTSIDE = tl.constexpr(-(2.0**100))
@@ -136,28 +137,6 @@ def load_table(
 
 
 @triton.jit
-def load_column_table(
-    columns_start, first_head,
-    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
-    SLOTS: tl.constexpr, TABLES: tl.constexpr, PER_HEAD: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    """The columns' table head by head, [GROUP * SLOTS, BLOCK], and at least 16 rows.
-
-    A head's rows are zero but for its own channels, of which columns own the second half.
-    """
-    COUNT: tl.constexpr = GROUP * SLOTS if GROUP * SLOTS > 16 else 16
-    slot = tl.arange(0, COUNT)[:, None]
-    channel = tl.arange(0, BLOCK)[None, :]
-    half: tl.constexpr = DIM // 2
-    member, offset, dim = slot // SLOTS, slot % SLOTS, channel % DIM
-    place = offset * half + dim - half
-    if PER_HEAD:
-        place = (offset * HEADS + first_head + member) * half + dim - half
-    counts = TABLES & (offset < WINDOW) & (member < GROUP) & (channel // DIM == member)
-    return tl.load(columns_start + place, mask=counts & (dim >= half), other=0.0)
-
-
-@triton.jit
 def spread_logits(
     relative, place, slots, first,
     LIMIT: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, FROM: tl.constexpr,
@@ -225,76 +204,59 @@ def meet(
 
 
 @triton.jit
-def pull_logits(
-    by_slot, slots, WINDOW: tl.constexpr, SLOTS: tl.constexpr, GROUP: tl.constexpr,
-    SCALE2: tl.constexpr,
-):  # fmt: skip
-    """Logits of a chunk's queries for the columns of a tile of keys, for each head of a group.
-
-    [TILE_W, queries] each, with the scale.
+def pull_logits(by_offset, slots, WINDOW: tl.constexpr, SCALE2: tl.constexpr):
+    """Logits with the scale of a chunk's queries for the columns of a tile: [TILE_W, queries].
 
     Args:
-      by_slot: products of `load_column_table` and the queries: [GROUP * SLOTS, queries].
+      by_offset: products of `load_column_table` and the queries.
       slots: [queries], the queries' places in the halo along the row.
     """
-    if GROUP * SLOTS < by_slot.shape[0]:  # the other half is zero
-        by_slot = tl.sum(tl.reshape(by_slot, (2, GROUP * SLOTS, slots.shape[0])), 0)
-    target = tl.arange(0, GROUP * TILE_W)
-    offset = (target % TILE_W)[:, None] - slots[None, :] + (WINDOW - 1)
+    if WINDOW < LEAST_ROWS // 2:  # the other half is zero
+        by_offset = tl.sum(tl.reshape(by_offset, (2, LEAST_ROWS // 2, slots.shape[0])), 0)
+    offset = tl.arange(0, TILE_W)[:, None] - slots[None, :] + (WINDOW - 1)
     counts = (offset >= 0) & (offset < WINDOW)
-    slot = (target // TILE_W * SLOTS)[:, None] + offset
-    logits = tl.gather(by_slot, tl.where(counts, slot, 0), 0)
-    logits = tl.where(counts, logits * SCALE2, OUTSIDE)
-    if GROUP == 1:
-        found = (logits,)
-    else:
-        parts = tl.permute(tl.reshape(logits, (GROUP, TILE_W, slots.shape[0])), (1, 2, 0))
-        found = members_of(parts)
-    return found
+    logits = tl.gather(by_offset, tl.where(counts, offset, 0), 0)
+    return tl.where(counts, logits * SCALE2, OUTSIDE)
 
 
 @triton.jit
-def members_of(matrices):
-    """The matrices that lie side by side along the last axis, of which there are a power of 2."""
-    count: tl.constexpr = matrices.shape[2]
-    parts = (matrices,)
-    for level in tl.static_range(4):
-        if count >> level > 1:
-            halves = ()
-            for place in tl.static_range(1 << level):
-                pair = tl.reshape(
-                    parts[place],
-                    (matrices.shape[0], matrices.shape[1], 2, count >> (level + 1)),
-                )
-                left, right = tl.split(tl.permute(pair, (0, 1, 3, 2)))
-                halves = halves + (left, right)
-            parts = halves
-    found = ()
-    for place in tl.static_range(count):
-        found = found + (tl.reshape(parts[place], (matrices.shape[0], matrices.shape[1])),)
-    return found
+def load_column_table(
+    columns_start, head, member: tl.constexpr,
+    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
+    TABLES: tl.constexpr, PER_HEAD: tl.constexpr,
+):  # fmt: skip
+    """The columns' table of one head, a group's `member`, [LEAST_ROWS, BLOCK].
+
+    Zero but for the head's own channels, of which columns own the second half.
+    """
+    half: tl.constexpr = DIM // 2
+    offset = tl.arange(0, LEAST_ROWS)[:, None]
+    dim = tl.arange(0, BLOCK)[None, :] - member * DIM
+    place = offset * half + dim - half
+    if PER_HEAD:
+        place = (offset * HEADS + head) * half + dim - half
+    counts = TABLES & (offset < WINDOW) & (dim >= half) & (dim < DIM)
+    return tl.load(columns_start + place, mask=counts, other=0.0)
 
 
 @triton.jit
 def load_row_keys(
-    rows_start, first_head, first,
+    rows_start, head, member: tl.constexpr, first,
     HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
-    TABLES: tl.constexpr, PER_HEAD: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+    TABLES: tl.constexpr, PER_HEAD: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """[ROWS, TILE, BLOCK]: the row embedding between a halo row's queries and a tile's keys.
 
-    first: the first of the halo's rows. Zero outside the window, and on the columns' half of a
-    head's dimensions.
+    first: the first of the halo's rows. Of one head, a group's `member`: zero but for the first
+    half of its channels, and outside the window.
     """
     half: tl.constexpr = DIM // 2
     tile_row, _ = pixels_of(TILE_H, TILE_W)
     slots = first + tl.arange(0, ROWS)
     offset = tile_row[None, :, None] - slots[:, None, None] + (WINDOW - 1)
-    channel = tl.arange(0, BLOCK)[None, None, :]
-    dim = channel % DIM
+    dim = tl.arange(0, BLOCK)[None, None, :] - member * DIM
     place = offset * half + dim
     if PER_HEAD:
-        place = (offset * HEADS + first_head + channel // DIM) * half + dim
-    counts = TABLES & (offset >= 0) & (offset < WINDOW) & (dim < half)
-    counts = counts & (channel < GROUP * DIM)
+        place = (offset * HEADS + head) * half + dim
+    counts = TABLES & (offset >= 0) & (offset < WINDOW) & (dim >= 0) & (dim < half)
     return tl.load(rows_start + place, mask=counts, other=0.0)
