@@ -12,7 +12,7 @@ loop as often as it runs. Microseconds an image, four bounds of which the larges
 * L1: one line of the cache, or 128 bytes of shared memory or between lanes, a clock.
 
 Stalls, memory and launches are in none of them. The fourth is what the kernels spend their time on:
-for heads of 8 to 32 an H100 took 0.87 to 1.0 times what it says, for heads of 64, which stall, 1.7
+for heads of 8 to 32 an H100 took 0.88 to 1.0 times what it says, for heads of 64, which stall, 1.7
 times (docs/performance.md).
 """
 

@@ -42,6 +42,7 @@ from sasa_jax.ops.local_attention.gpu_triton.tiles import (
     spread_logits,
     store_pixels,
     strip_of_program,
+    weigh,
     with_member,
 )
 
@@ -73,8 +74,9 @@ def local_attention_forward(
             query_ptr + query_start, row, column, TILE_H, TILE_W,
             HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK,
         )  # fmt: skip
+        near = ()
         if CHUNKS == 1:
-            keys, values = load_halo(
+            near = load_halo(
                 0, key_start, value_start, row, column,
                 HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK, WINDOW, CONTENT, ROWS, COLS,
             )  # fmt: skip
@@ -90,14 +92,10 @@ def local_attention_forward(
             total = tl.zeros((TILE,), tl.float32)
             output = tl.zeros((TILE, BLOCK), tl.float32)
             for chunk in range(CHUNKS):
-                if CHUNKS > 1:
-                    keys, values = load_halo(
-                        chunk, key_start, value_start, row, column,
-                        HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK, WINDOW, CONTENT, ROWS, COLS,
-                    )  # fmt: skip
-                logits = meet(
-                    chunk, query, keys, relative, column_logits, row,
-                    HEIGHT, WINDOW, MASK, CONTENT, ROWS, COLS,
+                _keys, values, logits = meet(
+                    chunk, query, near, relative, column_logits, key_start, value_start,
+                    row, column, HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK, WINDOW, MASK, CONTENT,
+                    ROWS, COLS, CHUNKS,
                 )  # fmt: skip
                 before = largest
                 largest = tl.maximum(before, tl.max(logits, 1))
@@ -161,8 +159,9 @@ def local_attention_backward_queries(
             cotangent_ptr + start, row, column, TILE_H, TILE_W,
             HEIGHT, WIDTH, HEADS * DIM, CHANNELS, BLOCK,
         )  # fmt: skip
+        near = ()
         if CHUNKS == 1:
-            keys, values = load_halo(
+            near = load_halo(
                 0, key_start, value_start, row, column,
                 HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK, WINDOW, CONTENT, ROWS, COLS,
             )  # fmt: skip
@@ -182,18 +181,12 @@ def local_attention_backward_queries(
             delta = tl.zeros((TILE,), tl.float32)
             total = tl.zeros((TILE,), tl.float32)
             for chunk in range(CHUNKS):
-                if CHUNKS > 1:
-                    keys, values = load_halo(
-                        chunk, key_start, value_start, row, column,
-                        HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK, WINDOW, CONTENT, ROWS, COLS,
-                    )  # fmt: skip
-                logits = meet(
-                    chunk, query, keys, relative, column_logits, row,
-                    HEIGHT, WINDOW, MASK, CONTENT, ROWS, COLS,
+                _keys, weights, products = weigh(
+                    chunk, query, cotangent, near, relative, column_logits, log_sums,
+                    key_start, value_start, row, column, HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK,
+                    WINDOW, MASK, CONTENT, ROWS, COLS, CHUNKS, SCALE2,
                 )  # fmt: skip
-                # At most 1 but for rounding, which would be an overflow where logits are huge.
-                weights = tl.exp2(tl.minimum(logits * SCALE2 - log_sums[:, None], 0.0))
-                delta += tl.sum(weights * dot(cotangent, tl.trans(values)), 1)
+                delta += tl.sum(weights * products, 1)
                 total += tl.sum(weights, 1)
             # The weights' sum is 1 but for the log-sum's rounding, and 0 beyond the image.
             delta /= tl.maximum(total, 0.5)
@@ -201,17 +194,12 @@ def local_attention_backward_queries(
             by_slot = tl.zeros((TILE, 2 * SLOTS), tl.float32)  # of the logits, as `table` has them
             column_sums = tl.zeros((TILE, COLS), tl.float32)
             for chunk in range(CHUNKS):
-                if CHUNKS > 1:
-                    keys, values = load_halo(
-                        chunk, key_start, value_start, row, column,
-                        HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK, WINDOW, CONTENT, ROWS, COLS,
-                    )  # fmt: skip
-                logits = meet(
-                    chunk, query, keys, relative, column_logits, row,
-                    HEIGHT, WINDOW, MASK, CONTENT, ROWS, COLS,
+                keys, weights, products = weigh(
+                    chunk, query, cotangent, near, relative, column_logits, log_sums,
+                    key_start, value_start, row, column, HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK,
+                    WINDOW, MASK, CONTENT, ROWS, COLS, CHUNKS, SCALE2,
                 )  # fmt: skip
-                weights = tl.exp2(tl.minimum(logits * SCALE2 - log_sums[:, None], 0.0))
-                logits_out = weights * (dot(cotangent, tl.trans(values)) - delta[:, None])
+                logits_out = weights * (products - delta[:, None])
                 if TABLES:
                     column_sums += tl.sum(tl.reshape(logits_out, (TILE, ROWS, COLS)), 1)
                 logits_out = logits_out.to(query.dtype)
@@ -220,9 +208,9 @@ def local_attention_backward_queries(
                 if TABLES:  # sums along rows, as a product with ones
                     row_sums = dot(logits_out, pixel_of_row.to(query.dtype))
                     place = offset + tile_row[:, None] - chunk * ROWS
-                    near = of_rows & (place >= 0) & (place < ROWS)
-                    by_offset = tl.gather(row_sums, tl.where(near, place, 0), 1)
-                    by_slot += tl.where(near, by_offset, 0.0)
+                    counts = of_rows & (place >= 0) & (place < ROWS)
+                    by_offset = tl.gather(row_sums, tl.where(counts, place, 0), 1)
+                    by_slot += tl.where(counts, by_offset, 0.0)
             if TABLES:
                 place = tl.where(of_columns, offset + tile_column[:, None], 0)
                 by_slot += tl.where(of_columns, tl.gather(column_sums, place, 1), 0.0)

@@ -110,6 +110,16 @@ def with_member(pixels, others, member: tl.constexpr, GROUP: tl.constexpr, DIM: 
 
 
 @triton.jit
+def place_in_table(
+    offset, head, dim, HEADS: tl.constexpr, DIM: tl.constexpr, PER_HEAD: tl.constexpr
+):
+    """Of a number in an axis' table, [K, D/2] or [K, N, D/2]."""
+    if PER_HEAD:
+        offset = offset * HEADS + head
+    return offset * (DIM // 2) + dim
+
+
+@triton.jit
 def load_table(
     rows_start, columns_start, first_head,
     HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr,
@@ -123,9 +133,7 @@ def load_table(
     channel = tl.arange(0, BLOCK)[None, :]
     half: tl.constexpr = DIM // 2
     offset, dim = slot % SLOTS, channel % DIM
-    place = offset * half + dim
-    if PER_HEAD:
-        place = (offset * HEADS + first_head + channel // DIM) * half + dim
+    place = place_in_table(offset, first_head + channel // DIM, dim, HEADS, DIM, PER_HEAD)
     counts = TABLES & (offset < WINDOW) & (channel < GROUP * DIM)
     by_row, first_half = slot < SLOTS, dim < half
     rows = tl.load(rows_start + place, mask=counts & by_row & first_half, other=0.0)
@@ -183,14 +191,24 @@ def load_halo(
 
 @triton.jit
 def meet(
-    chunk, query, keys, relative, column_logits, row,
-    HEIGHT: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr, CONTENT: tl.constexpr,
-    ROWS: tl.constexpr, COLS: tl.constexpr,
+    chunk, query, near, relative, column_logits, key_start, value_start, row, column,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PITCH: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr,
+    CONTENT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Logits without the scale, [TILE, ROWS * COLS], of a tile and a chunk of its halo.
+    """Keys, values and logits without the scale, [TILE, ROWS * COLS], of a tile and a chunk.
 
-    relative and column_logits: what `spread_logits` takes, and what it made of the columns'.
+    Args:
+      near: what `load_halo` made of the only chunk; unused, where there are more.
+      relative, column_logits: what `spread_logits` takes, and what it made of the columns'.
     """
+    if CHUNKS == 1:
+        keys, values = near
+    else:
+        keys, values = load_halo(
+            chunk, key_start, value_start, row, column,
+            HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK, WINDOW, CONTENT, ROWS, COLS,
+        )  # fmt: skip
     tile_row, _ = pixels_of(TILE_H, TILE_W)
     row_logits = spread_logits(
         relative, tile_row, chunk * ROWS + tl.arange(0, ROWS), row - WINDOW // 2,
@@ -200,7 +218,26 @@ def meet(
     logits = tl.reshape(logits, (TILE, ROWS * COLS))
     if CONTENT:
         logits = dot(query, tl.trans(keys), logits)
-    return logits
+    return keys, values, logits
+
+
+@triton.jit
+def weigh(
+    chunk, query, cotangent, near, relative, column_logits, log_sums, key_start, value_start,
+    row, column,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, PITCH: tl.constexpr,
+    CHANNELS: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, MASK: tl.constexpr,
+    CONTENT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, CHUNKS: tl.constexpr,
+    SCALE2: tl.constexpr,
+):  # fmt: skip
+    """Keys, weights and the weights' gradients of a tile and a chunk, as `meet` has them."""
+    keys, values, logits = meet(
+        chunk, query, near, relative, column_logits, key_start, value_start, row, column,
+        HEIGHT, WIDTH, PITCH, CHANNELS, BLOCK, WINDOW, MASK, CONTENT, ROWS, COLS, CHUNKS,
+    )  # fmt: skip
+    # At most 1 but for rounding, which would be an overflow where logits are huge.
+    weights = tl.exp2(tl.minimum(logits * SCALE2 - log_sums[:, None], 0.0))
+    return keys, weights, dot(cotangent, tl.trans(values))
 
 
 @triton.jit
@@ -232,9 +269,7 @@ def load_column_table(
     half: tl.constexpr = DIM // 2
     offset = tl.arange(0, LEAST_ROWS)[:, None]
     dim = tl.arange(0, BLOCK)[None, :] - member * DIM
-    place = offset * half + dim - half
-    if PER_HEAD:
-        place = (offset * HEADS + head) * half + dim - half
+    place = place_in_table(offset, head, dim - half, HEADS, DIM, PER_HEAD)
     counts = TABLES & (offset < WINDOW) & (dim >= half) & (dim < DIM)
     return tl.load(columns_start + place, mask=counts, other=0.0)
 
@@ -255,8 +290,6 @@ def load_row_keys(
     slots = first + tl.arange(0, ROWS)
     offset = tile_row[None, :, None] - slots[:, None, None] + (WINDOW - 1)
     dim = tl.arange(0, BLOCK)[None, None, :] - member * DIM
-    place = offset * half + dim
-    if PER_HEAD:
-        place = (offset * HEADS + head) * half + dim
+    place = place_in_table(offset, head, dim, HEADS, DIM, PER_HEAD)
     counts = TABLES & (offset >= 0) & (offset < WINDOW) & (dim >= 0) & (dim < half)
     return tl.load(rows_start + place, mask=counts, other=0.0)
